@@ -1,0 +1,4 @@
+//! What a release is and who vouches for it: the TUF client and signer, the manifest, chunk lists and
+//! assignments. No I/O, no clock (`now` is an argument); shells fetch, store and call in here.
+
+pub mod manifest;

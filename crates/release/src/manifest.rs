@@ -1,0 +1,257 @@
+//! The manifest: what a release is made of and how it is to be run. It is the TUF target
+//! `‹model›/‹version›.json`; everything below trusts it only as `Verified<Manifest>`.
+
+use std::collections::BTreeMap;
+
+use farlight_wire::ReleaseId;
+use serde::{Deserialize, Serialize};
+
+/// Version of the manifest format this build reads and writes.
+pub const FORMAT: u32 = 1;
+/// Largest manifest in bytes: a few hundred bins and chunk digests fit many times over.
+pub const MAX_MANIFEST: u64 = 4 * 1024 * 1024;
+/// Chunk size of blobs in bytes: a bad byte is refused within this distance.
+pub const CHUNK: u64 = 1024 * 1024;
+
+/// The manifest of one release.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Model and version.
+    pub release: ReleaseId,
+    /// What the model does.
+    pub task: Task,
+    /// The one input of the model as an application sends it, with its data contract.
+    pub input: TensorSpec,
+    /// Steps from the request's tensor to the engine's input, in order.
+    pub pre: Vec<PreStep>,
+    /// Steps from the engine's output to the answer, in order.
+    pub post: Vec<PostStep>,
+    /// Class names in the order of the output; empty for regression.
+    pub labels: Vec<String>,
+    /// Files that can run, in order of preference.
+    pub variants: Vec<Variant>,
+    /// Inputs with their expected outputs, run before activation.
+    pub golden: Blob,
+    /// Largest absolute difference a golden output may have on the device.
+    pub golden_tolerance: f32,
+    /// The reference that drift is measured against.
+    pub profile: Profile,
+    /// What it may cost.
+    pub budgets: Budgets,
+    /// Which inputs to keep.
+    pub sampling: Sampling,
+    /// What it needs.
+    pub requires: Requires,
+    /// Where it comes from.
+    pub lineage: Lineage,
+}
+
+/// What a model does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// One class of several; output is `[classes]`.
+    Classification,
+    /// Numbers; output is `[outputs]`.
+    Regression,
+}
+
+/// Element types on the application's side (Open Inference Protocol names).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Datatype {
+    /// 32-bit float.
+    Fp32,
+    /// Unsigned byte.
+    Uint8,
+}
+
+/// A tensor and its data contract.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorSpec {
+    /// Name in the ONNX graph and in the protocol.
+    pub name: String,
+    /// Element type that applications send.
+    pub datatype: Datatype,
+    /// Shape without the batch dimension, for example `[6, 100]`.
+    pub shape: Vec<usize>,
+    /// Smallest allowed element, in the unit applications send.
+    pub min: f32,
+    /// Largest allowed element.
+    pub max: f32,
+    /// What to do with an element that is not finite or out of range.
+    pub on_violation: OnViolation,
+}
+
+/// What to do with an input that breaks the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnViolation {
+    /// Answer 400 and count it.
+    Refuse,
+    /// Answer, flag and count it; elements that are not finite become 0.
+    Flag,
+}
+
+/// A preprocessing step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case", deny_unknown_fields)]
+pub enum PreStep {
+    /// `x * factor`.
+    Scale {
+        /// The factor.
+        factor: f32,
+    },
+    /// `(x - mean[c]) / std[c]` over the channels of `axis` (0 is the first after the batch).
+    Normalise {
+        /// Axis of the channels.
+        axis: usize,
+        /// Mean of each channel.
+        mean: Vec<f32>,
+        /// Standard deviation of each channel, above 0.
+        std: Vec<f32>,
+    },
+}
+
+/// A postprocessing step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case", deny_unknown_fields)]
+pub enum PostStep {
+    /// Logits to probabilities.
+    Softmax,
+    /// Withhold the class when the best score is below `threshold`.
+    Abstain {
+        /// Lowest score that counts as an answer.
+        threshold: f32,
+    },
+}
+
+/// One file that can run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// `fp32`, `f16` or `int8`.
+    pub precision: String,
+    /// `onnx`.
+    pub format: String,
+    /// The file.
+    pub blob: Blob,
+}
+
+/// A file, known by the list of its chunk digests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Blob {
+    /// SHA-256 over the concatenated chunk digests, hex: the blob's id and file name.
+    pub id: String,
+    /// Bytes.
+    pub length: u64,
+    /// SHA-256 of each chunk of [`CHUNK`] bytes (the last may be shorter), hex.
+    pub chunks: Vec<String>,
+}
+
+/// The reference that drift is measured against, computed on data the release was evaluated on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Features of the raw input, in the order of the wire's drift counts.
+    pub features: Vec<FeatureProfile>,
+    /// Upper edges of the score bins, rising, the last bin open: `edges.len() + 1` bins.
+    pub score_edges: Vec<f32>,
+    /// Reference counts of the score bins.
+    pub score_counts: Vec<u32>,
+    /// Reference counts of predicted classes, in the order of the labels.
+    pub class_counts: Vec<u32>,
+}
+
+/// One feature of the reference profile.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeatureProfile {
+    /// For people, for example `ax mean`.
+    pub name: String,
+    /// How it is computed.
+    pub statistic: Statistic,
+    /// Channel (index of the first axis after the batch) it is computed over.
+    pub channel: usize,
+    /// Upper edges of the reference-quantile bins, rising; `edges.len() + 1` bins, plus one for
+    /// missing values.
+    pub edges: Vec<f32>,
+    /// Reference counts, `edges.len() + 2` long.
+    pub counts: Vec<u32>,
+}
+
+/// A statistic over one channel of one input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Statistic {
+    /// Arithmetic mean.
+    Mean,
+    /// Population standard deviation.
+    Std,
+}
+
+/// What a release may cost on a device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Budgets {
+    /// Peak memory of the self-test, KiB.
+    pub memory_kib: u64,
+    /// 95th percentile of one inference, µs.
+    pub p95_us: u64,
+}
+
+/// Which inputs to keep as cases. The device's own configuration may only lower it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sampling {
+    /// Share of inputs kept as hard cases, thousandths.
+    pub hard_permille: u16,
+    /// Share of inputs kept as uniform random control, thousandths.
+    pub control_permille: u16,
+    /// Case bytes a day.
+    pub bytes_per_day: u64,
+}
+
+/// What a release needs of a device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Requires {
+    /// Oldest agent that can run it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<semver::VersionReq>,
+    /// Architectures it may run on; empty means any.
+    #[serde(default)]
+    pub architectures: Vec<String>,
+    /// Labels a device must have.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Where a release comes from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lineage {
+    /// Digest of the dataset snapshot it was trained on.
+    #[serde(default)]
+    pub dataset: Option<String>,
+    /// The release it was trained from.
+    #[serde(default)]
+    pub parent: Option<ReleaseId>,
+    /// The training job.
+    #[serde(default)]
+    pub job: Option<String>,
+    /// The trainer and its version.
+    #[serde(default)]
+    pub trainer: Option<String>,
+    /// Hyper-parameters as given to the trainer.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, serde_json::Value>,
+    /// Results of the evaluation gate.
+    #[serde(default)]
+    pub metrics: BTreeMap<String, f64>,
+}

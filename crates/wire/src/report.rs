@@ -1,0 +1,146 @@
+//! A report: something that happened on the device and that the cloud must know exactly once.
+//! Version 1, frozen; new kinds are appended at the end of [`ReportV1`].
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Millis, ModelName, ReleaseId, RolloutId};
+
+/// The newest report version.
+pub type Report = ReportV1;
+
+/// One report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportV1 {
+    /// When it happened, Unix time.
+    pub at: Millis,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The agent connected and asks for its desired state; also its inventory.
+    Hello(Inventory),
+    /// An update moved to another state.
+    Update(UpdateReport),
+    /// Metadata, an assignment or a release was refused before an update began.
+    Refused(Refusal),
+    /// Something was lost: a store was quarantined, records were evicted.
+    Loss {
+        /// What was lost, for people.
+        what: String,
+        /// How many records; 0 when it cannot be known.
+        records: u64,
+    },
+    /// Answer to a command.
+    CommandResult {
+        /// The command's id.
+        id: String,
+        /// Whether it was carried out.
+        ok: bool,
+        /// What came of it.
+        detail: String,
+    },
+}
+
+/// What a device says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Architecture, for example `aarch64`.
+    pub arch: String,
+    /// Operating system, for people.
+    pub os: String,
+    /// Processor cores.
+    pub cores: u32,
+    /// Memory of the machine, KiB.
+    pub memory_kib: u64,
+    /// Labels from the device's configuration.
+    pub labels: BTreeMap<String, String>,
+    /// What runs now.
+    pub running: Vec<Running>,
+    /// Sequence number of the newest assignment obeyed; 0 when none.
+    pub assignment: u64,
+}
+
+/// One model that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// The release.
+    pub release: ReleaseId,
+    /// SHA-256 of its manifest, hex.
+    pub manifest_sha256: String,
+    /// Whether it is confirmed or on probation.
+    pub confirmed: bool,
+}
+
+/// A step of an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateReport {
+    /// The model.
+    pub model: ModelName,
+    /// The release that is being installed.
+    pub release: ReleaseId,
+    /// The rollout that asked for it, if one did.
+    pub rollout: Option<RolloutId>,
+    /// Sequence number of the assignment that asked for it.
+    pub assignment: u64,
+    /// The state reached.
+    pub state: UpdateState,
+    /// Why, for failures and rollbacks.
+    pub error: Option<ErrorReport>,
+    /// The release that runs after this step.
+    pub running: Option<ReleaseId>,
+    /// Milliseconds since the update began.
+    pub elapsed: Millis,
+}
+
+/// States of an update as reported. Only `Confirmed` is success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateState {
+    /// The assignment was accepted.
+    Assigned,
+    /// Blobs are being fetched.
+    Fetching,
+    /// Everything is on disk and is being checked.
+    Verifying,
+    /// Verified and kept; not yet tried.
+    Staged,
+    /// Golden vectors are being run.
+    SelfTest,
+    /// It is being made active.
+    Activating,
+    /// It runs and is watched.
+    Probation,
+    /// It passed: the only success.
+    Confirmed,
+    /// It failed before it was active.
+    Failed,
+    /// It is being taken back.
+    RollingBack,
+    /// The previous release runs again.
+    RolledBack,
+}
+
+/// An error as reported: a code from the closed list and a text for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReport {
+    /// Stable code, for example `self_test.golden_mismatch`; see `farlight_device::codes`.
+    pub code: String,
+    /// What was tried, on what, and what went wrong.
+    pub message: String,
+}
+
+/// Something refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What was refused: a target path, `assignment`, a metadata file.
+    pub what: String,
+    /// Why.
+    pub error: ErrorReport,
+}
