@@ -1,0 +1,131 @@
+//! The tract engine: the one file that names tract. It turns ONNX bytes into a shared plan and runs it
+//! with one state per worker. tract panics on some malformed graphs, so loading and running catch it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use tract_onnx::prelude::*;
+
+/// Largest model file in bytes that is parsed: models for gateways are far below, and parsing holds
+/// several copies.
+pub const MAX_MODEL_BYTES: usize = 512 * 1024 * 1024;
+
+/// Why the engine refused.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum EngineError {
+    /// The file is over [`MAX_MODEL_BYTES`].
+    #[error("model file has {0} bytes, more than the {MAX_MODEL_BYTES} that are parsed")]
+    TooLarge(usize),
+    /// The graph cannot be loaded.
+    #[error("load ONNX graph: {0}; check that it is ONNX and uses operators that tract runs")]
+    Load(String),
+    /// The graph has another number of inputs or outputs than one each.
+    #[error("ONNX graph has {inputs} inputs and {outputs} outputs; one of each is supported")]
+    Arity {
+        /// Inputs that are not initialisers.
+        inputs: usize,
+        /// Outputs.
+        outputs: usize,
+    },
+    /// The manifest names another input.
+    #[error("manifest field input.name is {manifest:?}, but the ONNX graph's input is {graph:?}")]
+    InputName {
+        /// The manifest's name.
+        manifest: String,
+        /// The graph's name.
+        graph: String,
+    },
+    /// Running failed.
+    #[error("run ONNX graph: {0}")]
+    Run(String),
+}
+
+/// A loaded graph, shared by all workers.
+#[derive(Clone)]
+pub(crate) struct Engine {
+    plan: Arc<TypedSimplePlan>,
+    shape: Vec<usize>,
+}
+
+impl Engine {
+    /// Loads a graph with one f32 input of `shape` (without batch) and one f32 output, at batch 1.
+    pub(crate) fn load(onnx: &[u8], input_name: &str, shape: &[usize]) -> Result<Self, EngineError> {
+        if onnx.len() > MAX_MODEL_BYTES {
+            return Err(EngineError::TooLarge(onnx.len()));
+        }
+        let mut batched = vec![1];
+        batched.extend_from_slice(shape);
+        let plan = guarded(|| plan(onnx, input_name, &batched)).map_err(EngineError::Load)??;
+        Ok(Self { plan, shape: batched })
+    }
+
+    /// A state for one worker; states share the plan and its weights.
+    pub(crate) fn state(&self) -> Result<EngineState, EngineError> {
+        let state = self.plan.spawn().map_err(|e| EngineError::Load(format!("{e:#}")))?;
+        Ok(EngineState { state, shape: self.shape.clone() })
+    }
+}
+
+/// What one worker needs to run a graph.
+pub(crate) struct EngineState {
+    state: TypedSimpleState,
+    shape: Vec<usize>,
+}
+
+impl EngineState {
+    /// Runs one item and writes the flattened output into `out`.
+    pub(crate) fn run(&mut self, input: &[f32], out: &mut Vec<f32>) -> Result<(), EngineError> {
+        let state = &mut self.state;
+        let shape = &self.shape;
+        guarded(|| -> TractResult<()> {
+            let tensor = Tensor::from_shape(shape, input)?;
+            let outputs = state.run(tvec!(tensor.into()))?;
+            let values = outputs[0].try_as_plain_ram()?;
+            out.clear();
+            out.extend_from_slice(values.as_slice::<f32>()?);
+            Ok(())
+        })
+        .map_err(EngineError::Run)?
+        .map_err(|e| EngineError::Run(format!("{e:#}")))
+    }
+}
+
+fn plan(onnx: &[u8], input_name: &str, batched: &[usize]) -> Result<Arc<TypedSimplePlan>, EngineError> {
+    let load = |e: TractError| EngineError::Load(format!("{e:#}"));
+    // Stale or symbolic value_info clashes with a concrete input shape.
+    let model = onnx_reader().model_for_read(&mut &onnx[..]).map_err(load)?;
+    let (inputs, outputs) = (model.inputs.len(), model.outputs.len());
+    if inputs != 1 || outputs != 1 {
+        return Err(EngineError::Arity { inputs, outputs });
+    }
+    let graph = model.node(model.inputs[0].node).name.clone();
+    if graph != input_name {
+        return Err(EngineError::InputName { manifest: input_name.into(), graph });
+    }
+    let model = model
+        .with_input_fact(0, f32::fact(batched).into())
+        .and_then(|model| model.into_typed())
+        .and_then(|model| model.into_optimized())
+        .map_err(load)?;
+    let output = model.output_fact(0).map_err(load)?;
+    if output.datum_type != f32::datum_type() {
+        return Err(EngineError::Load(format!("output is {:?}, not f32", output.datum_type)));
+    }
+    TypedSimplePlan::new(model).map_err(load)
+}
+
+fn onnx_reader() -> tract_onnx::Onnx {
+    onnx().with_ignore_value_info(true).with_ignore_output_shapes(true)
+}
+
+fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+    // The values touched are dropped or overwritten after a panic, never read again.
+    catch_unwind(AssertUnwindSafe(f)).map_err(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        format!("the engine panicked: {text}")
+    })
+}
