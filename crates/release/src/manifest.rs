@@ -1,10 +1,14 @@
 //! The manifest: what a release is made of and how it is to be run. It is the TUF target
 //! `‹model›/‹version›.json`; everything below trusts it only as `Verified<Manifest>`.
 
+pub mod check;
+
 use std::collections::BTreeMap;
 
 use farlight_wire::ReleaseId;
 use serde::{Deserialize, Serialize};
+
+pub use check::ManifestError;
 
 /// Version of the manifest format this build reads and writes.
 pub const FORMAT: u32 = 1;

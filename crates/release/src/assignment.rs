@@ -1,0 +1,217 @@
+//! The assignment: which releases one device should run, signed by the cloud's online key. It selects
+//! among what the release repository vouches for ([`Assignment::check_releases`]); it installs nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use farlight_wire::{DeviceId, Millis, ReleaseId, RolloutId};
+use serde::{Deserialize, Serialize};
+
+use crate::envelope::{self, Envelope};
+use crate::key::{KeyPair, PublicKey};
+use crate::tuf::{Client, TufError};
+use crate::verified::Verified;
+
+/// Largest assignment in bytes: it must fit in one MQTT payload with room to spare.
+pub const MAX_ASSIGNMENT: usize = 64 * 1024;
+/// Most models in one assignment.
+pub const MAX_MODELS: usize = farlight_wire::limits::MAX_MODELS;
+const KIND: &str = "assignment";
+
+/// What a device should run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The device it is for.
+    pub device: DeviceId,
+    /// Rises with every new assignment for the device.
+    pub sequence: u64,
+    /// When it was signed.
+    pub issued: Millis,
+    /// From when it no longer counts. What runs already runs on.
+    pub expires: Millis,
+    /// One entry a model; a model that is not named is to be removed.
+    pub models: Vec<ModelAssignment>,
+}
+
+/// What a device should run for one model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelAssignment {
+    /// The release.
+    pub release: ReleaseId,
+    /// The rollout that chose it; reports carry it back.
+    pub rollout: Option<RolloutId>,
+    /// How the release proves itself.
+    pub probation: Probation,
+}
+
+/// How a release proves itself after activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probation {
+    /// How long, at least.
+    pub duration: Millis,
+    /// How many requests it must have served by then.
+    pub min_requests: u64,
+}
+
+/// The last assignment a device accepted: what a new one must not fall behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Last {
+    /// Its sequence.
+    pub sequence: u64,
+    /// SHA-256 of the document ([`Verified::sha256`]).
+    pub sha256: String,
+}
+
+/// Why an assignment was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AssignmentError {
+    /// Not an assignment.
+    #[error("the assignment is malformed: {0}")]
+    Malformed(String),
+    /// No signature by a key that may sign assignments.
+    #[error("the assignment has no valid signature by any of the {keys} assignment keys")]
+    Signature {
+        /// How many keys may sign.
+        keys: usize,
+    },
+    /// For another device.
+    #[error("the assignment is for device {found}, this is {expected}")]
+    WrongDevice {
+        /// This device.
+        expected: DeviceId,
+        /// The device it is for.
+        found: DeviceId,
+    },
+    /// Older than the last one, or another one under the same number.
+    #[error("the assignment has sequence {sequence}, and {last} was accepted before")]
+    Replayed {
+        /// Its sequence.
+        sequence: u64,
+        /// The sequence accepted before.
+        last: u64,
+    },
+    /// Past its date.
+    #[error("the assignment expired at {} ms, now is {} ms", .expires.0, .now.0)]
+    Expired {
+        /// Its date.
+        expires: Millis,
+        /// The time of the check.
+        now: Millis,
+    },
+    /// It names a release that the release repository does not allow.
+    #[error("the assignment names a release that is not allowed: {0}")]
+    Release(#[source] TufError),
+}
+
+impl AssignmentError {
+    /// A stable code for reports and responses.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "assignment.malformed",
+            Self::Signature { .. } => "assignment.signature",
+            Self::WrongDevice { .. } => "assignment.wrong_device",
+            Self::Replayed { .. } => "assignment.replayed",
+            Self::Expired { .. } => "assignment.expired",
+            Self::Release(error) => error.code(),
+        }
+    }
+}
+
+/// The form that is signed.
+#[derive(Serialize, Deserialize)]
+struct Payload {
+    #[serde(rename = "_type")]
+    kind: String,
+    #[serde(flatten)]
+    assignment: Assignment,
+}
+
+/// Signs an assignment; the bytes of the document. The same input gives the same bytes.
+///
+/// # Errors
+/// [`AssignmentError::Malformed`] when it breaks a limit.
+pub fn sign(assignment: &Assignment, key: &KeyPair) -> Result<Vec<u8>, AssignmentError> {
+    check(assignment)?;
+    let payload = Payload { kind: KIND.to_owned(), assignment: assignment.clone() };
+    let bytes = envelope::seal(&payload, &[key]).map_err(|e| AssignmentError::Malformed(e.to_string()))?;
+    if bytes.len() > MAX_ASSIGNMENT { Err(too_large(bytes.len())) } else { Ok(bytes) }
+}
+
+/// Verifies an assignment for `device`: signed by one of `keys`, not expired at `now`, not behind
+/// `last`. The last one again, byte for byte, is accepted: it is what a device hears after each reconnect.
+///
+/// # Errors
+/// [`AssignmentError`] saying what does not hold.
+pub fn verify(
+    bytes: &[u8],
+    keys: &[PublicKey],
+    device: &DeviceId,
+    now: Millis,
+    last: Option<&Last>,
+) -> Result<Verified<Assignment>, AssignmentError> {
+    if bytes.len() > MAX_ASSIGNMENT {
+        return Err(too_large(bytes.len()));
+    }
+    let envelope = Envelope::parse(bytes).map_err(AssignmentError::Malformed)?;
+    let ids: Vec<String> = keys.iter().map(PublicKey::id).collect();
+    let trusted: BTreeMap<&str, &PublicKey> = ids.iter().map(String::as_str).zip(keys).collect();
+    if envelope.signers(&trusted).is_empty() {
+        return Err(AssignmentError::Signature { keys: keys.len() });
+    }
+    let payload: Payload = serde_json::from_value(envelope.into_signed())
+        .map_err(|e| AssignmentError::Malformed(e.to_string()))?;
+    if payload.kind != KIND {
+        return Err(AssignmentError::Malformed(format!("`_type` is {:.40?}, not {KIND:?}", payload.kind)));
+    }
+    let assignment = payload.assignment;
+    check(&assignment)?;
+    if assignment.device != *device {
+        let (expected, found) = (device.clone(), assignment.device);
+        return Err(AssignmentError::WrongDevice { expected, found });
+    }
+    let verified = Verified::new(assignment, bytes);
+    if let Some(last) = last
+        && (verified.sequence < last.sequence
+            || (verified.sequence == last.sequence && verified.sha256() != last.sha256))
+    {
+        return Err(AssignmentError::Replayed { sequence: verified.sequence, last: last.sequence });
+    }
+    if now >= verified.expires {
+        return Err(AssignmentError::Expired { expires: verified.expires, now });
+    }
+    Ok(verified)
+}
+
+impl Assignment {
+    /// Whether the release repository vouches for every release that is named, at or above its floor.
+    ///
+    /// # Errors
+    /// [`AssignmentError::Release`] with the first that it does not.
+    pub fn check_releases(&self, repository: &Client) -> Result<(), AssignmentError> {
+        self.models.iter().try_for_each(|model| {
+            repository.permits(&model.release).map(|_| ()).map_err(AssignmentError::Release)
+        })
+    }
+}
+
+impl Verified<Assignment> {
+    /// What to remember so that nothing older is accepted again.
+    pub fn last(&self) -> Last {
+        Last { sequence: self.sequence, sha256: self.sha256().to_owned() }
+    }
+}
+
+fn check(assignment: &Assignment) -> Result<(), AssignmentError> {
+    let refuse = |why: String| Err(AssignmentError::Malformed(why));
+    if assignment.models.len() > MAX_MODELS {
+        return refuse(format!("{} models, at most {MAX_MODELS}", assignment.models.len()));
+    }
+    let mut names = BTreeSet::new();
+    match assignment.models.iter().find(|model| !names.insert(&model.release.model)) {
+        Some(twice) => refuse(format!("model {} is named twice", twice.release.model)),
+        None => Ok(()),
+    }
+}
+
+fn too_large(length: usize) -> AssignmentError {
+    AssignmentError::Malformed(format!("{length} bytes, at most {MAX_ASSIGNMENT} are allowed"))
+}

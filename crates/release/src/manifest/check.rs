@@ -1,0 +1,300 @@
+//! The rules of a manifest beyond its types. Every refusal names the field and the rule, because the
+//! reader is the engineer who wrote the recipe.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+
+use crate::blob::{self, FetchError};
+use crate::canonical::{self, Fractions};
+use crate::manifest::{
+    Blob, FORMAT, FeatureProfile, MAX_MANIFEST, Manifest, PostStep, PreStep, Profile, Task, TensorSpec,
+};
+
+/// Most axes of an input.
+pub const MAX_RANK: usize = 8;
+/// Most elements of one input: 64 MiB of floats.
+pub const MAX_ELEMENTS: usize = 16 * 1024 * 1024;
+/// Most pre- or postprocessing steps.
+pub const MAX_STEPS: usize = 16;
+/// Most variants of one release.
+pub const MAX_VARIANTS: usize = 16;
+/// Most classes.
+pub const MAX_LABELS: usize = farlight_wire::limits::MAX_BINS;
+/// Longest name or label in characters.
+pub const MAX_NAME: usize = 256;
+/// Largest budget of memory, KiB (1 TiB), and of time, µs (20 min): more is a typing error.
+const MAX_BUDGET: u64 = 1 << 30;
+
+/// Why a manifest was refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ManifestError {
+    /// Longer than [`MAX_MANIFEST`].
+    #[error("the manifest has {length} bytes, at most {MAX_MANIFEST} are allowed")]
+    TooLarge {
+        /// Its length.
+        length: u64,
+    },
+    /// Not JSON, or not of a manifest's form.
+    #[error("the manifest is malformed: {0}")]
+    Malformed(String),
+    /// Written for another version of this software.
+    #[error("the manifest has format {found}, this build reads {FORMAT}; update the agent")]
+    Format {
+        /// The format found.
+        found: u64,
+    },
+    /// A field breaks its rule.
+    #[error("manifest field `{field}` {rule}")]
+    Invalid {
+        /// The field's path, for example `pre[0].std`.
+        field: String,
+        /// The rule.
+        rule: String,
+    },
+}
+
+impl ManifestError {
+    /// A stable code for reports and responses.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::TooLarge { .. } => "manifest.too_large",
+            Self::Malformed(_) => "manifest.malformed",
+            Self::Format { .. } => "manifest.format",
+            Self::Invalid { .. } => "manifest.invalid",
+        }
+    }
+}
+
+type Check = Result<(), ManifestError>;
+
+fn invalid<T>(field: impl Into<String>, rule: impl Into<String>) -> Result<T, ManifestError> {
+    Err(ManifestError::Invalid { field: field.into(), rule: rule.into() })
+}
+
+impl Manifest {
+    /// Reads a manifest and checks every rule of it.
+    ///
+    /// # Errors
+    /// [`ManifestError`] naming the field and the rule it breaks.
+    pub fn parse_checked(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let length = bytes.len() as u64;
+        if length > MAX_MANIFEST {
+            return Err(ManifestError::TooLarge { length });
+        }
+        let malformed = |e: &dyn std::fmt::Display| ManifestError::Malformed(e.to_string());
+        let document = canonical::parse(bytes, Fractions::Allow).map_err(|e| malformed(&e))?;
+        // Before the fields: those of another format may differ.
+        if let Some(found) = document.get("format").and_then(serde_json::Value::as_u64)
+            && found != u64::from(FORMAT)
+        {
+            return Err(ManifestError::Format { found });
+        }
+        let manifest = Self::deserialize(document).map_err(|e| malformed(&e))?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// Checks every rule; for a manifest that is being made.
+    ///
+    /// # Errors
+    /// [`ManifestError::Invalid`] naming the field and the rule it breaks.
+    pub fn check(&self) -> Check {
+        check_input(&self.input)?;
+        self.check_steps()?;
+        self.check_labels()?;
+        self.check_files()?;
+        check_profile(&self.profile, &self.input, self.labels.len())?;
+        self.check_limits()
+    }
+
+    fn check_steps(&self) -> Check {
+        if self.pre.len() > MAX_STEPS {
+            return invalid("pre", format!("has more than {MAX_STEPS} steps"));
+        }
+        if self.post.len() > MAX_STEPS {
+            return invalid("post", format!("has more than {MAX_STEPS} steps"));
+        }
+        for (i, step) in self.pre.iter().enumerate() {
+            let field = |name: &str| format!("pre[{i}].{name}");
+            match step {
+                PreStep::Scale { factor } => {
+                    if !factor.is_finite() || *factor == 0.0 {
+                        return invalid(field("factor"), "must be finite and not 0");
+                    }
+                }
+                PreStep::Normalise { axis, mean, std } => {
+                    let Some(channels) = self.input.shape.get(*axis) else {
+                        return invalid(field("axis"), "must be an axis of `input.shape`");
+                    };
+                    for (name, values) in [("mean", mean), ("std", std)] {
+                        if values.len() != *channels {
+                            return invalid(
+                                field(name),
+                                format!("must have {channels} values, as axis {axis} of the input"),
+                            );
+                        }
+                    }
+                    all_finite(&field("mean"), mean)?;
+                    all_finite(&field("std"), std)?;
+                    if !std.iter().all(|s| *s > 0.0) {
+                        return invalid(field("std"), "must be above 0 everywhere");
+                    }
+                }
+            }
+        }
+        for (i, step) in self.post.iter().enumerate() {
+            match step {
+                PostStep::Softmax if i > 0 => {
+                    return invalid(format!("post[{i}]"), "softmax can only be the first step");
+                }
+                PostStep::Abstain { threshold } if !(0.0..=1.0).contains(threshold) => {
+                    return invalid(format!("post[{i}].threshold"), "must be from 0 to 1");
+                }
+                PostStep::Softmax | PostStep::Abstain { .. } if self.task == Task::Regression => {
+                    return invalid(format!("post[{i}]"), "needs a classification");
+                }
+                PostStep::Softmax | PostStep::Abstain { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_labels(&self) -> Check {
+        match self.task {
+            Task::Classification if !(2..=MAX_LABELS).contains(&self.labels.len()) => {
+                return invalid("labels", format!("must name 2 to {MAX_LABELS} classes"));
+            }
+            Task::Regression if !self.labels.is_empty() => {
+                return invalid("labels", "must be empty for a regression");
+            }
+            Task::Classification | Task::Regression => {}
+        }
+        let mut seen = BTreeSet::new();
+        for (i, label) in self.labels.iter().enumerate() {
+            is_name(&format!("labels[{i}]"), label)?;
+            if !seen.insert(label) {
+                return invalid(format!("labels[{i}]"), format!("is {label:?} a second time"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_files(&self) -> Check {
+        if !(1..=MAX_VARIANTS).contains(&self.variants.len()) {
+            return invalid("variants", format!("must name 1 to {MAX_VARIANTS} files"));
+        }
+        for (i, variant) in self.variants.iter().enumerate() {
+            if !matches!(variant.precision.as_str(), "fp32" | "f16" | "int8") {
+                return invalid(format!("variants[{i}].precision"), "must be fp32, f16 or int8");
+            }
+            if variant.format != "onnx" {
+                return invalid(format!("variants[{i}].format"), "must be onnx");
+            }
+            check_blob(&format!("variants[{i}].blob"), &variant.blob)?;
+        }
+        check_blob("golden", &self.golden)?;
+        if !self.golden_tolerance.is_finite() || self.golden_tolerance < 0.0 {
+            return invalid("golden_tolerance", "must be finite and not negative");
+        }
+        Ok(())
+    }
+
+    fn check_limits(&self) -> Check {
+        for (name, value) in [("memory_kib", self.budgets.memory_kib), ("p95_us", self.budgets.p95_us)] {
+            if !(1..=MAX_BUDGET).contains(&value) {
+                return invalid(format!("budgets.{name}"), format!("must be from 1 to {MAX_BUDGET}"));
+            }
+        }
+        let shares = [
+            ("hard_permille", self.sampling.hard_permille),
+            ("control_permille", self.sampling.control_permille),
+        ];
+        match shares.into_iter().find(|(_, share)| *share > 1000) {
+            Some((name, _)) => invalid(format!("sampling.{name}"), "must be from 0 to 1000"),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_input(input: &TensorSpec) -> Check {
+    is_name("input.name", &input.name)?;
+    if !(1..=MAX_RANK).contains(&input.shape.len()) {
+        return invalid("input.shape", format!("must have 1 to {MAX_RANK} axes"));
+    }
+    let elements = input.shape.iter().try_fold(1usize, |all, axis| all.checked_mul(*axis));
+    if !elements.is_some_and(|elements| (1..=MAX_ELEMENTS).contains(&elements)) {
+        return invalid("input.shape", format!("must hold 1 to {MAX_ELEMENTS} elements"));
+    }
+    if !input.min.is_finite() || !input.max.is_finite() || input.min >= input.max {
+        return invalid("input.min", "must be finite and below `input.max`, which must be finite too");
+    }
+    Ok(())
+}
+
+fn check_profile(profile: &Profile, input: &TensorSpec, labels: usize) -> Check {
+    let most = farlight_wire::limits::MAX_FEATURES;
+    if profile.features.len() > most {
+        return invalid("profile.features", format!("has more than {most} features"));
+    }
+    for (i, feature) in profile.features.iter().enumerate() {
+        check_feature(&format!("profile.features[{i}]"), feature, input)?;
+    }
+    let (edges, counts) = (&profile.score_edges, &profile.score_counts);
+    check_edges("profile.score_edges", edges)?;
+    if counts.len() != edges.len() + 1 {
+        return invalid("profile.score_counts", "must have one value more than `profile.score_edges`");
+    }
+    if profile.class_counts.len() != labels {
+        return invalid("profile.class_counts", format!("must have {labels} values, as there are labels"));
+    }
+    Ok(())
+}
+
+fn check_feature(field: &str, feature: &FeatureProfile, input: &TensorSpec) -> Check {
+    is_name(&format!("{field}.name"), &feature.name)?;
+    if input.shape.first().is_none_or(|channels| feature.channel >= *channels) {
+        return invalid(format!("{field}.channel"), "must be an index of the input's first axis");
+    }
+    check_edges(&format!("{field}.edges"), &feature.edges)?;
+    if feature.counts.len() != feature.edges.len() + 2 {
+        return invalid(format!("{field}.counts"), "must have two values more than the edges");
+    }
+    Ok(())
+}
+
+fn check_edges(field: &str, edges: &[f32]) -> Check {
+    let most = farlight_wire::limits::MAX_BINS - 2;
+    if edges.len() > most {
+        return invalid(field, format!("has more than {most} edges"));
+    }
+    all_finite(field, edges)?;
+    if edges.windows(2).all(|pair| pair[0] < pair[1]) {
+        Ok(())
+    } else {
+        invalid(field, "must rise from edge to edge")
+    }
+}
+
+fn check_blob(field: &str, blob: &Blob) -> Check {
+    match blob::check(blob) {
+        Ok(()) => Ok(()),
+        Err(FetchError::Description { why, .. }) => invalid(field, format!("is not consistent: {why}")),
+        Err(other) => invalid(field, other.to_string()),
+    }
+}
+
+fn all_finite(field: &str, values: &[f32]) -> Check {
+    if values.iter().all(|value| value.is_finite()) {
+        Ok(())
+    } else {
+        invalid(field, "must be finite everywhere")
+    }
+}
+
+fn is_name(field: &str, name: &str) -> Check {
+    if name.is_empty() || name.chars().count() > MAX_NAME || name.chars().any(char::is_control) {
+        return invalid(field, format!("must be 1 to {MAX_NAME} characters without control characters"));
+    }
+    Ok(())
+}
