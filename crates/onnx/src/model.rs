@@ -1,0 +1,251 @@
+//! A parsed model that certainly has a graph, its limits, and the errors of this crate.
+//! Callers reach the raw protobuf through `graph()`.
+
+use std::collections::HashSet;
+
+use prost::Message;
+
+use crate::proto::{
+    GraphProto, ModelProto, TensorProto, ValueInfoProto, tensor_shape_proto::dimension::Value as DimValue,
+    type_proto::Value as TypeValue,
+};
+use crate::{scan, tensor};
+
+/// What a model may at most be, checked before and while it is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the file.
+    pub bytes: usize,
+    /// Nodes of the main graph.
+    pub nodes: usize,
+    /// Protobuf fields in all messages: bounds the memory that decoding takes.
+    pub fields: usize,
+}
+
+impl Default for Limits {
+    /// 256 MiB, 20,000 nodes, 1,000,000 fields: several times the largest model that an edge
+    /// gateway runs, and still at most about half a gigabyte once decoded beside the weights.
+    fn default() -> Self {
+        Self { bytes: 256 << 20, nodes: 20_000, fields: 1_000_000 }
+    }
+}
+
+/// Why a file or a tensor in it cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OnnxError {
+    /// The file is larger than allowed.
+    #[error("the model has {found} bytes, more than the {limit} allowed")]
+    TooLarge {
+        /// Its size.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// More fields than allowed.
+    #[error("the model has more than {limit} protobuf fields")]
+    TooManyFields {
+        /// The limit.
+        limit: usize,
+    },
+    /// More nodes than allowed.
+    #[error("the graph has {found} nodes, more than the {limit} allowed")]
+    TooManyNodes {
+        /// Number of nodes.
+        found: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// Messages nested too deeply.
+    #[error("messages are nested more than {limit} deep")]
+    TooDeep {
+        /// The limit.
+        limit: usize,
+    },
+    /// Not protobuf, or cut short.
+    #[error("the file is not a whole protobuf message: is it an ONNX file, and complete?")]
+    Truncated,
+    /// Protobuf, but not this schema.
+    #[error("the file does not decode as an ONNX model: {0}")]
+    Decode(String),
+    /// A model without a graph.
+    #[error("the model has no graph")]
+    NoGraph,
+    /// Two initialisers of one name.
+    #[error("two initialisers are called {0:?}")]
+    DuplicateInitialiser(String),
+    /// No initialiser of that name.
+    #[error("the graph has no initialiser {0:?}")]
+    UnknownInitialiser(String),
+    /// A tensor whose data cannot be read.
+    #[error("tensor {name:?} cannot be read: {reason}")]
+    Tensor {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A replacement of another shape.
+    #[error("initialiser {name:?} has shape {expected:?}, its replacement {found:?}")]
+    ShapeChanged {
+        /// Its name.
+        name: String,
+        /// Shape in the graph.
+        expected: Vec<usize>,
+        /// Shape offered.
+        found: Vec<usize>,
+    },
+}
+
+/// One dimension of an input or output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dim {
+    /// A fixed size.
+    Fixed(usize),
+    /// A named or unknown size, such as the batch.
+    Free(String),
+}
+
+/// Name and declared shape of an input or output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValueShape {
+    /// The value's name.
+    pub name: String,
+    /// ONNX element type (1 is f32).
+    pub element: i32,
+    /// Its dimensions, `None` where the file does not say.
+    pub dims: Option<Vec<Dim>>,
+}
+
+/// A model with a graph.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    proto: ModelProto,
+    graph: GraphProto,
+}
+
+impl Model {
+    /// Decodes a model.
+    ///
+    /// # Errors
+    /// [`OnnxError`] when a limit is passed or the bytes are not an ONNX model with a graph.
+    pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, OnnxError> {
+        if bytes.len() > limits.bytes {
+            return Err(OnnxError::TooLarge { found: bytes.len(), limit: limits.bytes });
+        }
+        scan::check(bytes, limits.fields)?;
+        let proto = ModelProto::decode(bytes).map_err(|error| OnnxError::Decode(error.to_string()))?;
+        let model = Self::from_proto(proto)?;
+        let found = model.graph.node.len();
+        if found > limits.nodes {
+            return Err(OnnxError::TooManyNodes { found, limit: limits.nodes });
+        }
+        let mut names = HashSet::new();
+        for tensor in &model.graph.initializer {
+            if !names.insert(tensor.name()) {
+                return Err(OnnxError::DuplicateInitialiser(tensor.name().to_owned()));
+            }
+        }
+        Ok(model)
+    }
+
+    /// Takes a decoded message.
+    ///
+    /// # Errors
+    /// [`OnnxError::NoGraph`] when it has none.
+    pub fn from_proto(mut proto: ModelProto) -> Result<Self, OnnxError> {
+        let graph = proto.graph.take().ok_or(OnnxError::NoGraph)?;
+        Ok(Self { proto, graph })
+    }
+
+    /// Encodes the model; equal models give equal bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut proto = self.proto.clone();
+        proto.graph = Some(self.graph.clone());
+        proto.encode_to_vec()
+    }
+
+    /// The main graph.
+    pub fn graph(&self) -> &GraphProto {
+        &self.graph
+    }
+
+    /// The main graph, to change.
+    pub fn graph_mut(&mut self) -> &mut GraphProto {
+        &mut self.graph
+    }
+
+    /// Version of the default operator set, 1 when the file does not say.
+    pub fn opset(&self) -> i64 {
+        let default = |domain: &str| domain.is_empty() || domain == "ai.onnx";
+        self.proto.opset_import.iter().find(|set| default(set.domain())).map_or(1, |set| set.version())
+    }
+
+    /// The initialiser called `name`.
+    pub fn initialiser(&self, name: &str) -> Option<&TensorProto> {
+        self.graph.initializer.iter().find(|tensor| tensor.name() == name)
+    }
+
+    /// Puts new values into an f32 initialiser; name, type and shape stay.
+    ///
+    /// # Errors
+    /// [`OnnxError`] when there is none of that name, it is not f32, or the number of values differs.
+    pub fn replace_f32(&mut self, name: &str, values: &[f32]) -> Result<(), OnnxError> {
+        let slot = self
+            .graph
+            .initializer
+            .iter_mut()
+            .find(|tensor| tensor.name() == name)
+            .ok_or_else(|| OnnxError::UnknownInitialiser(name.to_owned()))?;
+        let dims = tensor::dims(slot)?;
+        if slot.data_type() != tensor::FLOAT {
+            let reason = format!("its element type is {}, not f32", slot.data_type());
+            return Err(OnnxError::Tensor { name: name.to_owned(), reason });
+        }
+        if dims.iter().product::<usize>() != values.len() {
+            return Err(OnnxError::ShapeChanged {
+                name: name.to_owned(),
+                expected: dims,
+                found: vec![values.len()],
+            });
+        }
+        slot.float_data.clear();
+        slot.raw_data = Some(values.iter().flat_map(|value| value.to_le_bytes()).collect());
+        Ok(())
+    }
+
+    /// Inputs that are not initialisers: what a caller must supply.
+    pub fn inputs(&self) -> Vec<ValueShape> {
+        let fixed: HashSet<&str> = self.graph.initializer.iter().map(|tensor| tensor.name()).collect();
+        self.graph.input.iter().filter(|input| !fixed.contains(input.name())).map(shape_of).collect()
+    }
+
+    /// Declared outputs.
+    pub fn outputs(&self) -> Vec<ValueShape> {
+        self.graph.output.iter().map(shape_of).collect()
+    }
+}
+
+fn shape_of(value: &ValueInfoProto) -> ValueShape {
+    let tensor = match value.r#type.as_ref().and_then(|kind| kind.value.as_ref()) {
+        Some(TypeValue::TensorType(tensor)) => Some(tensor),
+        _ => None,
+    };
+    let dims = tensor.and_then(|tensor| tensor.shape.as_ref()).map(|shape| {
+        shape
+            .dim
+            .iter()
+            .map(|dim| match &dim.value {
+                Some(DimValue::DimValue(size)) => {
+                    usize::try_from(*size).map_or_else(|_| Dim::Free(String::new()), Dim::Fixed)
+                }
+                Some(DimValue::DimParam(name)) => Dim::Free(name.clone()),
+                None => Dim::Free(String::new()),
+            })
+            .collect()
+    });
+    ValueShape {
+        name: value.name().to_owned(),
+        element: tensor.map_or(0, |tensor| tensor.elem_type.unwrap_or(0)),
+        dims,
+    }
+}
