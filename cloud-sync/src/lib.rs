@@ -1,1 +1,12 @@
-//! placeholder
+//! The cloud shell: ingest, registry, rollout driver, drift, cases, API and console around the pure
+//! core in `crates/`. The service is [`service::serve`]; `bin/farlight-cloud.rs` calls it.
+
+pub mod api;
+pub mod app;
+pub mod clock;
+pub mod enrol;
+pub mod exit;
+pub mod files;
+pub mod service;
+pub mod settings;
+pub mod store;

@@ -1,0 +1,43 @@
+//! The HTTPS API. This file is its table of contents; handlers live beside what they expose.
+//! Everything under `/api/v1` except enrolment, health and the OpenAPI document needs an operator's
+//! bearer token.
+
+mod auth;
+mod document;
+mod error;
+mod extract;
+mod server;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+
+pub use auth::{Operator, operator_of, prepare_operator};
+pub use error::ApiError;
+pub use extract::{Body, Path, Query};
+pub use server::{Server, ServerError};
+
+use crate::app::Shared;
+use crate::enrol;
+use crate::service;
+
+/// Largest JSON request body in bytes; routes that take files say their own limit.
+pub const MAX_BODY: usize = 1024 * 1024;
+
+/// All routes of the service.
+pub fn router(app: Shared) -> Router {
+    let operator = Router::new()
+        .route("/devices", post(enrol::api::invite))
+        .route("/audit", get(service::audit_log))
+        .layer(from_fn_with_state(app.clone(), auth::require_operator));
+    let open = Router::new()
+        .route("/enrol", post(enrol::api::enrol))
+        .route("/health", get(service::health))
+        .route("/openapi.json", get(document::openapi));
+    Router::new()
+        .nest("/api/v1", operator.merge(open))
+        .fallback(error::not_found)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(app)
+}

@@ -1,0 +1,44 @@
+//! What every request handler and task of the service shares. Parts are cheap to clone or behind
+//! `Arc`; nothing here is mutable except through the part's own rules.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::enrol::Authority;
+use crate::settings::Settings;
+use crate::store::Store;
+
+/// The shared state, handed to handlers as `State<Shared>`.
+pub type Shared = Arc<App>;
+
+/// What the parts of the service share.
+#[derive(Debug)]
+pub struct App {
+    /// The settings.
+    pub settings: Settings,
+    /// The addresses in use, with the ports the system gave.
+    pub addresses: Addresses,
+    /// The database.
+    pub store: Store,
+    /// The certificate authority.
+    pub authority: Authority,
+}
+
+/// Where the service listens.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// The HTTPS listener.
+    pub api: SocketAddr,
+    /// The MQTT listener.
+    pub mqtt: SocketAddr,
+    /// Host that goes into URLs.
+    pub host: String,
+}
+
+impl Addresses {
+    /// Base URL of the service, without a slash at the end.
+    pub fn url(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        format!("https://{host}:{}", self.api.port())
+    }
+}
