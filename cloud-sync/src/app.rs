@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::enrol::Authority;
+use crate::registry::Registry;
 use crate::settings::Settings;
 use crate::store::Store;
 
@@ -22,6 +23,8 @@ pub struct App {
     pub store: Store,
     /// The certificate authority.
     pub authority: Authority,
+    /// The registry of releases.
+    pub registry: Registry,
 }
 
 /// Where the service listens.

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// A file operation that failed.
@@ -81,4 +81,17 @@ pub fn folder(path: &Path) -> Result<(), FileError> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// Moves a finished temporary file of the same file system to its place; a file there is replaced.
+///
+/// # Errors
+/// [`FileError`] naming the step that failed.
+pub fn adopt(temporary: tempfile::NamedTempFile, path: &Path) -> Result<(), FileError> {
+    let fail = |operation| move |source| FileError { operation, path: path.to_owned(), source };
+    let mode = fs::Permissions::from_mode(Access::Public.mode());
+    fs::set_permissions(temporary.path(), mode).map_err(fail("set the mode of"))?;
+    temporary.persist(path).map_err(|e| fail("rename")(e.error))?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail("sync the folder of"))
 }

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod enrol;
 pub mod exit;
 pub mod files;
+pub mod registry;
 pub mod service;
 pub mod settings;
 pub mod store;

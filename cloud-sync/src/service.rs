@@ -17,6 +17,7 @@ use crate::app::{Addresses, App, Shared};
 use crate::enrol::Authority;
 use crate::exit::Exit;
 use crate::files;
+use crate::registry::Registry;
 use crate::settings::Settings;
 use crate::store::{self, AuditEntry, Store};
 
@@ -72,11 +73,9 @@ impl Service {
         // One TLS provider in the whole process; an error only means that it is set already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         files::folder(&settings.data).map_err(unavailable)?;
-        for folder in ["metadata", "targets", "blobs"] {
-            files::folder(&settings.data.join("repo").join(folder)).map_err(unavailable)?;
-        }
         let authority = Authority::open(&settings.data.join("ca")).map_err(unavailable)?;
         let store = Store::open(&settings.database).await.map_err(unavailable)?;
+        let registry = Registry::open(&settings.data, store.clone()).await.map_err(unavailable)?;
         let identity = authority.server(&settings.hosts).map_err(|e| (Exit::Usage, e.to_string()))?;
         let server = Server::bind(settings.listen, identity).await.map_err(unavailable)?;
         let mqtt = TcpListener::bind(settings.mqtt)
@@ -90,8 +89,11 @@ impl Service {
         api::prepare_operator(&store, &settings.data, addresses.url(), authority.ca_pem().to_owned())
             .await
             .map_err(unavailable)?;
-        let app = Arc::new(App { settings, addresses, store, authority });
-        let tasks = vec![tokio::spawn(server.serve(api::router(Arc::clone(&app)), shutdown))];
+        let app = Arc::new(App { settings, addresses, store, authority, registry });
+        let tasks = vec![
+            tokio::spawn(app.registry.clone().keep_fresh(shutdown.clone())),
+            tokio::spawn(server.serve(api::router(Arc::clone(&app)), shutdown)),
+        ];
         Ok(Self { app, tasks })
     }
 

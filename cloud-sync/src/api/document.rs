@@ -10,7 +10,15 @@ use utoipa::OpenApi;
         crate::enrol::api::invite,
         crate::enrol::api::enrol,
         crate::service::health,
-        crate::service::audit_log
+        crate::service::audit_log,
+        crate::registry::api::online_keys,
+        crate::registry::api::status,
+        crate::registry::api::init,
+        crate::registry::api::targets,
+        crate::registry::api::publish,
+        crate::registry::api::releases,
+        crate::registry::api::release,
+        crate::registry::api::blob,
     ),
     components(schemas(super::error::ErrorBody))
 )]

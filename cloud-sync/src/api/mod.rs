@@ -20,6 +20,7 @@ pub use server::{Server, ServerError};
 
 use crate::app::Shared;
 use crate::enrol;
+use crate::registry;
 use crate::service;
 
 /// Largest JSON request body in bytes; routes that take files say their own limit.
@@ -30,6 +31,7 @@ pub fn router(app: Shared) -> Router {
     let operator = Router::new()
         .route("/devices", post(enrol::api::invite))
         .route("/audit", get(service::audit_log))
+        .merge(registry::api::routes())
         .layer(from_fn_with_state(app.clone(), auth::require_operator));
     let open = Router::new()
         .route("/enrol", post(enrol::api::enrol))
@@ -37,6 +39,7 @@ pub fn router(app: Shared) -> Router {
         .route("/openapi.json", get(document::openapi));
     Router::new()
         .nest("/api/v1", operator.merge(open))
+        .merge(registry::api::files(&app))
         .fallback(error::not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(app)

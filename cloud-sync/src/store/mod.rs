@@ -21,7 +21,10 @@ const MAX_CONNECTIONS: u32 = 8;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The migrations in order. A file that was released never changes; a new one is appended.
-const MIGRATIONS: &[(i64, &str, &str)] = &[(1, "base", include_str!("migrations/0001_base.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "base", include_str!("migrations/0001_base.sql")),
+    (2, "releases", include_str!("migrations/0002_releases.sql")),
+];
 
 /// What can go wrong with the database.
 #[derive(Debug, thiserror::Error)]

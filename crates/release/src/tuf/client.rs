@@ -375,17 +375,10 @@ impl Client {
     /// # Errors
     /// [`TufError::Incomplete`], [`TufError::UnknownTarget`] or [`TufError::BelowFloor`].
     pub fn permits(&self, release: &ReleaseId) -> Result<&Target, TufError> {
-        let targets = self.targets()?;
-        if let Some(floor) = targets.floor.get(&release.model)
-            && release.version < *floor
-        {
-            return Err(TufError::BelowFloor { release: release.clone(), floor: floor.clone() });
-        }
-        let path = release.target_path();
-        targets.targets.get(&path).ok_or(TufError::UnknownTarget { path })
+        self.targets()?.permits(release)
     }
 
-    /// Verifies the bytes of a release's manifest against the signed target, then reads and checks it.
+    /// Verifies the bytes of a release's manifest: permitted, and the signed ones; then reads and checks it.
     ///
     /// # Errors
     /// [`VerifyError`] saying what does not hold.
@@ -394,13 +387,8 @@ impl Client {
         release: &ReleaseId,
         bytes: &[u8],
     ) -> Result<Verified<Manifest>, VerifyError> {
-        self.permits(release)?.verify(&release.target_path(), bytes)?;
-        let manifest = Manifest::parse_checked(bytes)?;
-        if manifest.release != *release {
-            let rule = format!("must be {release}, the release it is signed as");
-            return Err(ManifestError::Invalid { field: "release".to_owned(), rule }.into());
-        }
-        Ok(Verified::new(manifest, bytes))
+        self.permits(release)?;
+        self.targets()?.verify_manifest(release, bytes)
     }
 
     /// Verifies the bytes of [`ASSIGNMENT_KEYS`] and reads the keys which may sign assignments. Keys of
@@ -423,6 +411,47 @@ impl Client {
             .filter_map(|object| PublicKey::from_object(object).ok())
             .collect();
         if keys.is_empty() { Err(refuse("no usable key")) } else { Ok(keys) }
+    }
+}
+
+impl Targets {
+    /// Whether `release` is a target and not below its model's floor.
+    ///
+    /// # Errors
+    /// [`TufError::UnknownTarget`] or [`TufError::BelowFloor`].
+    pub fn permits(&self, release: &ReleaseId) -> Result<&Target, TufError> {
+        if let Some(floor) = self.floor.get(&release.model)
+            && release.version < *floor
+        {
+            return Err(TufError::BelowFloor { release: release.clone(), floor: floor.clone() });
+        }
+        let path = release.target_path();
+        self.targets.get(&path).ok_or(TufError::UnknownTarget { path })
+    }
+}
+
+impl Verified<Targets> {
+    /// Verifies the bytes of a release's manifest against its target, then reads and checks it. The
+    /// floor is not looked at: it limits what is assigned, not what is genuine.
+    ///
+    /// # Errors
+    /// [`VerifyError`] saying what does not hold.
+    pub fn verify_manifest(
+        &self,
+        release: &ReleaseId,
+        bytes: &[u8],
+    ) -> Result<Verified<Manifest>, VerifyError> {
+        let path = release.target_path();
+        match self.targets.get(&path) {
+            Some(target) => target.verify(&path, bytes)?,
+            None => return Err(TufError::UnknownTarget { path }.into()),
+        }
+        let manifest = Manifest::parse_checked(bytes)?;
+        if manifest.release != *release {
+            let rule = format!("must be {release}, the release it is signed as");
+            return Err(ManifestError::Invalid { field: "release".to_owned(), rule }.into());
+        }
+        Ok(Verified::new(manifest, bytes))
     }
 }
 

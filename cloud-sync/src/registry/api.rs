@@ -1,0 +1,315 @@
+//! The registry over HTTP: what `farlight repo` and `farlight release` call, and the repository itself
+//! as plain files. Uploads are verified here; nothing that is refused leaves a trace.
+
+use axum::body::{Body as RawBody, Bytes};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post, put};
+use axum::{Extension, Json, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use farlight_release::blob::{MAX_BLOB, id_of};
+use farlight_release::digest;
+use farlight_release::manifest::{CHUNK, MAX_MANIFEST, Manifest};
+use farlight_release::tuf::{MAX_ROOT, MAX_TARGETS};
+use farlight_wire::ReleaseId;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::io::AsyncWriteExt;
+use tower_http::services::ServeDir;
+use utoipa::ToSchema;
+
+use super::{Record, RegistryError, Status};
+use crate::api::{ApiError, Body, Operator, Path, Query};
+use crate::app::Shared;
+
+/// Largest upload of signed documents in bytes: base64 of the largest manifest, targets and root.
+const MAX_DOCUMENTS: usize = ((MAX_MANIFEST + MAX_TARGETS + MAX_ROOT) as usize / 3 + 1) * 4 + 4096;
+
+/// Routes for operators, below `/api/v1`.
+pub fn routes() -> Router<Shared> {
+    Router::new()
+        .route("/online-keys", get(online_keys))
+        .route("/repo", get(status))
+        .route("/repo/init", post(init))
+        .route("/repo/targets", post(targets))
+        .route("/blobs/{id}", put(blob))
+        .route("/releases", get(releases).post(publish))
+        .route("/releases/{model}/{version}", get(release))
+        .layer(DefaultBodyLimit::max(MAX_DOCUMENTS))
+}
+
+/// The repository as plain files, for everybody: what it holds is signed.
+pub fn files(app: &Shared) -> Router<Shared> {
+    Router::new().nest_service("/repo", ServeDir::new(app.registry.folder()))
+}
+
+impl From<RegistryError> for ApiError {
+    fn from(error: RegistryError) -> Self {
+        let unprocessable = |code, text: String| Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, text);
+        let text = error.to_string();
+        match error {
+            RegistryError::Tuf(error @ farlight_release::tuf::TufError::Rollback { .. }) => {
+                Self::conflict(error.code(), text)
+                    .hint("somebody else published in between: run `farlight release sign` again")
+            }
+            RegistryError::Tuf(error) => unprocessable(error.code(), text)
+                .hint("are these the keys that `farlight repo init` was run with?"),
+            RegistryError::Manifest(error) => unprocessable(error.code(), text),
+            RegistryError::Blob(error) => unprocessable(error.code(), text),
+            RegistryError::Refused(_) => unprocessable("registry.refused", text),
+            RegistryError::MissingBlob(_) => unprocessable("registry.missing_blob", text)
+                .hint("`farlight release publish` uploads the blobs first"),
+            RegistryError::Immutable(_) => {
+                Self::conflict("registry.immutable", text).hint("publish under another version")
+            }
+            RegistryError::Initialised => Self::conflict("registry.initialised", text),
+            RegistryError::NotInitialised => {
+                Self::conflict("registry.not_initialised", text).hint("run `farlight repo init --keys DIR`")
+            }
+            RegistryError::Key { .. }
+            | RegistryError::File(_)
+            | RegistryError::Store(_)
+            | RegistryError::Task(_) => Self::internal(text),
+        }
+    }
+}
+
+/// TUF key objects of the online keys, for the root and the targets that are to be signed offline.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct OnlineKeyObjects {
+    /// Verifies snapshots.
+    pub snapshot: Value,
+    /// Verifies timestamps.
+    pub timestamp: Value,
+    /// Verifies assignments.
+    pub assignment: Value,
+}
+
+/// The public online keys.
+#[utoipa::path(get, path = "/api/v1/online-keys", tag = "registry",
+    responses((status = 200, body = OnlineKeyObjects), (status = 401)))]
+pub async fn online_keys(State(app): State<Shared>) -> Json<OnlineKeyObjects> {
+    let keys = app.registry.online_keys().await;
+    Json(OnlineKeyObjects {
+        snapshot: keys.snapshot.to_object(),
+        timestamp: keys.timestamp.to_object(),
+        assignment: keys.assignment.to_object(),
+    })
+}
+
+/// Versions and expiry of the signed metadata.
+#[utoipa::path(get, path = "/api/v1/repo", tag = "registry",
+    responses((status = 200, body = Status), (status = 409)))]
+pub async fn status(State(app): State<Shared>) -> Result<Json<Status>, ApiError> {
+    Ok(Json(app.registry.status().await.ok_or(RegistryError::NotInitialised)?))
+}
+
+/// The first root and targets, base64.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InitRequest {
+    /// Root metadata, version 1.
+    pub root: String,
+    /// Targets metadata.
+    pub targets: String,
+    /// The target `keys/assignment.json`.
+    pub assignment_keys: String,
+}
+
+/// Begins the repository.
+#[utoipa::path(post, path = "/api/v1/repo/init", tag = "registry", request_body = InitRequest,
+    responses((status = 200, body = Status), (status = 409), (status = 422)))]
+pub async fn init(
+    State(app): State<Shared>,
+    Extension(Operator(actor)): Extension<Operator>,
+    Body(request): Body<InitRequest>,
+) -> Result<Json<Status>, ApiError> {
+    let (root, targets) = (decode("root", &request.root)?, decode("targets", &request.targets)?);
+    let keys = decode("assignment_keys", &request.assignment_keys)?;
+    app.registry.init_root(root, targets, keys, &actor).await?;
+    status(State(app)).await
+}
+
+/// Targets metadata that adds no release, base64.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TargetsRequest {
+    /// Targets metadata, one version above the published one.
+    pub targets: String,
+}
+
+/// Renews the targets metadata: later expiry, raised floor, withdrawn releases.
+#[utoipa::path(post, path = "/api/v1/repo/targets", tag = "registry", request_body = TargetsRequest,
+    responses((status = 200, body = Status), (status = 409), (status = 422)))]
+pub async fn targets(
+    State(app): State<Shared>,
+    Extension(Operator(actor)): Extension<Operator>,
+    Body(request): Body<TargetsRequest>,
+) -> Result<Json<Status>, ApiError> {
+    app.registry.renew_targets(decode("targets", &request.targets)?, &actor).await?;
+    status(State(app)).await
+}
+
+/// A release: its manifest and the targets metadata that vouches for it, base64.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PublishRequest {
+    /// The manifest.
+    pub manifest: String,
+    /// Targets metadata, one version above the published one.
+    pub targets: String,
+}
+
+/// Publishes a release whose blobs were uploaded before.
+#[utoipa::path(post, path = "/api/v1/releases", tag = "registry", request_body = PublishRequest,
+    responses((status = 200, body = Record), (status = 409), (status = 422)))]
+pub async fn publish(
+    State(app): State<Shared>,
+    Extension(Operator(actor)): Extension<Operator>,
+    Body(request): Body<PublishRequest>,
+) -> Result<Json<Record>, ApiError> {
+    let (targets, manifest) = (decode("targets", &request.targets)?, decode("manifest", &request.manifest)?);
+    Ok(Json(app.registry.publish(targets, manifest, &actor).await?))
+}
+
+/// Which releases.
+#[derive(Debug, Deserialize)]
+pub struct ReleasesQuery {
+    model: Option<String>,
+}
+
+/// The releases, newest first.
+#[utoipa::path(get, path = "/api/v1/releases", tag = "registry", params(("model" = Option<String>, Query)),
+    responses((status = 200, body = [Record])))]
+pub async fn releases(
+    State(app): State<Shared>,
+    Query(query): Query<ReleasesQuery>,
+) -> Result<Json<Vec<Record>>, ApiError> {
+    Ok(Json(app.registry.releases(query.model.as_deref()).await?))
+}
+
+/// A release with its manifest.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ReleaseAnswer {
+    /// What the registry says.
+    #[serde(flatten)]
+    pub record: Record,
+    /// The manifest; absent once the release was withdrawn.
+    #[schema(value_type = Option<Object>)]
+    pub manifest: Option<Manifest>,
+}
+
+/// One release.
+#[utoipa::path(get, path = "/api/v1/releases/{model}/{version}", tag = "registry",
+    params(("model" = String, Path), ("version" = String, Path)),
+    responses((status = 200, body = ReleaseAnswer), (status = 404)))]
+pub async fn release(
+    State(app): State<Shared>,
+    Path((model, version)): Path<(String, String)>,
+) -> Result<Json<ReleaseAnswer>, ApiError> {
+    let id: ReleaseId = format!("{model}/{version}")
+        .parse()
+        .map_err(|e: farlight_wire::IdError| ApiError::bad_request("registry.bad_id", e.to_string()))?;
+    let missing = || {
+        ApiError::missing("registry.unknown_release", format!("release {id} is not in the registry"))
+            .hint("see `farlight release list`")
+    };
+    let record = app.registry.release(&id).await?.ok_or_else(missing)?;
+    let manifest = app.registry.manifest(&id).await?.map(farlight_release::Verified::into_inner);
+    Ok(Json(ReleaseAnswer { record, manifest }))
+}
+
+/// A blob that the service holds.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct BlobAnswer {
+    /// Its id.
+    pub id: String,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// Uploads a blob under the id of its content. The same again changes nothing.
+#[utoipa::path(put, path = "/api/v1/blobs/{id}", tag = "registry", params(("id" = String, Path)),
+    responses((status = 200, body = BlobAnswer), (status = 413), (status = 422)))]
+pub async fn blob(
+    State(app): State<Shared>,
+    Path(id): Path<String>,
+    body: RawBody,
+) -> Result<Json<BlobAnswer>, ApiError> {
+    let bad_id = || ApiError::bad_request("registry.bad_id", "a blob's id is 64 lower-case hex digits");
+    let path = app.registry.blob(&id).await.ok_or_else(bad_id)?;
+    let uploads = app.registry.uploads();
+    let temporary = tokio::task::spawn_blocking(move || tempfile::NamedTempFile::new_in(uploads))
+        .await
+        .map_err(ApiError::internal)?
+        .map_err(ApiError::internal)?;
+    let file = temporary.reopen().map_err(ApiError::internal)?;
+    let mut file = tokio::fs::File::from_std(file);
+    let mut content = Content::default();
+    let mut stream = body.into_data_stream();
+    while let Some(piece) = stream.next().await {
+        let broken = |e: axum::Error| ApiError::bad_request("http.body_incomplete", e.to_string());
+        let piece: Bytes = piece.map_err(broken)?;
+        content.take(&piece);
+        if content.length > MAX_BLOB {
+            let text = format!("a blob has at most {MAX_BLOB} bytes");
+            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "http.body_too_large", text));
+        }
+        file.write_all(&piece).await.map_err(ApiError::internal)?;
+    }
+    file.flush().await.map_err(ApiError::internal)?;
+    let (found, length) = content.finish();
+    if found != id || length == 0 {
+        let text = format!("{length} bytes came, whose id is {found}, not {id}");
+        return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "fetch.chunk_mismatch", text));
+    }
+    file.sync_all().await.map_err(ApiError::internal)?;
+    tokio::task::spawn_blocking(move || crate::files::adopt(temporary, &path))
+        .await
+        .map_err(ApiError::internal)?
+        .map_err(ApiError::internal)?;
+    Ok(Json(BlobAnswer { id, length }))
+}
+
+/// Computes a blob's id while it arrives.
+#[derive(Default)]
+struct Content {
+    chunks: Vec<String>,
+    pending: Vec<u8>,
+    length: u64,
+}
+
+impl Content {
+    fn take(&mut self, mut bytes: &[u8]) {
+        self.length = self.length.saturating_add(bytes.len() as u64);
+        while !bytes.is_empty() {
+            let room = (CHUNK as usize).saturating_sub(self.pending.len());
+            let (taken, rest) = bytes.split_at(bytes.len().min(room));
+            self.pending.extend_from_slice(taken);
+            bytes = rest;
+            if self.pending.len() as u64 == CHUNK {
+                self.close();
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        self.chunks.push(digest::sha256(&self.pending));
+        self.pending.clear();
+    }
+
+    fn finish(mut self) -> (String, u64) {
+        if !self.pending.is_empty() {
+            self.close();
+        }
+        (id_of(&self.chunks).unwrap_or_default(), self.length)
+    }
+}
+
+fn decode(field: &str, text: &str) -> Result<Vec<u8>, ApiError> {
+    STANDARD
+        .decode(text)
+        .map_err(|e| ApiError::bad_request("http.bad_base64", format!("`{field}` is not base64: {e}")))
+}
