@@ -7,6 +7,9 @@ pub mod files;
 pub mod http;
 pub mod keys;
 pub mod output;
+pub mod release;
+pub mod repo;
+pub mod trust;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,6 +38,12 @@ enum Command {
     /// Make and show the offline keys that sign releases
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Begin and look after the signed release repository
+    #[command(subcommand)]
+    Repo(repo::Command),
+    /// Build, sign, publish and list releases
+    #[command(subcommand)]
+    Release(release::Command),
 }
 
 /// Reads the arguments, runs the command, says what went wrong and how the process is to end.
@@ -58,5 +67,7 @@ pub fn main() -> ExitCode {
 async fn run(command: Command, context: &Context) -> Result<(), CliError> {
     match command {
         Command::Keys(command) => keys::run(command, context),
+        Command::Repo(command) => repo::run(command, context).await,
+        Command::Release(command) => release::run(command, context).await,
     }
 }

@@ -1,0 +1,181 @@
+//! `release build`: loads the model with the fleet's own engine, measures it on the evaluation data,
+//! makes reference profile and golden vectors from what that engine answers, and writes the bundle.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use farlight_inference::{LoadError, Pipeline, Worker, golden, profile};
+use farlight_release::blob;
+use farlight_release::manifest::{Lineage, Task};
+use farlight_training::data::Samples;
+use farlight_wire::ReleaseId;
+use serde::Serialize;
+
+use super::bundle::Bundle;
+use super::recipe::Recipe;
+use crate::cli::context::Context;
+use crate::cli::error::{CliError, Exit};
+use crate::cli::files;
+
+/// Arguments of `release build`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The recipe, TOML
+    #[arg(long, value_name = "FILE")]
+    recipe: PathBuf,
+    /// The model, ONNX
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+    /// The release's version
+    #[arg(long, value_name = "V")]
+    version: semver::Version,
+    /// Folder of the evaluation data; the recipe's own by default
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// The release it was trained from
+    #[arg(long, value_name = "RELEASE")]
+    parent: Option<ReleaseId>,
+    /// The training job it came from
+    #[arg(long, value_name = "ID")]
+    job: Option<String>,
+    /// Digest of the dataset snapshot it was trained on
+    #[arg(long, value_name = "SHA256")]
+    dataset: Option<String>,
+    /// Folder to write the bundle to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// What was built.
+#[derive(Debug, Serialize)]
+struct Summary {
+    release: ReleaseId,
+    bundle: PathBuf,
+    manifest_sha256: String,
+    model_bytes: u64,
+    samples: usize,
+    accuracy: Option<f64>,
+    p95_us: u64,
+    golden_vectors: usize,
+    drift_features: usize,
+}
+
+pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
+    let recipe = Recipe::load(&args.recipe)?;
+    let release = ReleaseId::new(recipe.model.clone(), args.version.clone());
+    if args.parent.as_ref().is_some_and(|parent| parent.model != release.model || *parent == release) {
+        return Err(CliError::usage("--parent must be another release of the same model"));
+    }
+    let onnx = files::read(&args.model)?;
+    let folder = args.data.as_deref().or(args.recipe.parent()).unwrap_or(Path::new("."));
+    let samples = recipe.samples(folder)?;
+    let model = blob::describe(&onnx);
+    // The recipe's own mistakes first: they are cheaper to find than the engine's.
+    let draft = recipe.draft(release.clone(), model.clone());
+    draft.check().map_err(|e| recipe_error(args, &e.to_string()))?;
+    let mut worker = Pipeline::load(&draft, &onnx)
+        .and_then(|pipeline| pipeline.worker())
+        .map_err(|e| load_error(args, &e))?;
+
+    let measured = measure(&mut worker, &samples)?;
+    let accuracy = (recipe.task == Task::Classification).then_some(measured.accuracy);
+    if accuracy.is_some_and(|accuracy| accuracy < recipe.gate.min_accuracy) {
+        let (found, needed) = (measured.accuracy, recipe.gate.min_accuracy);
+        let message = format!("accuracy {found:.4} on {} samples is below {needed}", samples.len());
+        return Err(CliError::new(Exit::Failure, "release.gate", message)
+            .hint("train it further, or change `gate.min_accuracy` in the recipe"));
+    }
+    let profile =
+        profile::build(&mut worker, &samples.x, &recipe.input.channels).map_err(|e| run_error(&e))?;
+    let vectors =
+        golden::build(&mut worker, &spread(&samples.x, recipe.golden.count)).map_err(|e| run_error(&e))?;
+    let golden_bytes = golden::encode(&vectors).map_err(|e| run_error(&e))?;
+    let features = profile.features.len();
+    let mut lineage = Lineage {
+        dataset: args.dataset.clone(),
+        parent: args.parent.clone(),
+        job: args.job.clone(),
+        ..Lineage::default()
+    };
+    lineage.metrics.extend(accuracy.map(|accuracy| ("accuracy".to_owned(), accuracy)));
+    lineage.metrics.insert("samples".to_owned(), samples.len() as f64);
+    let manifest = recipe.manifest(release.clone(), model, blob::describe(&golden_bytes), profile, lineage);
+    manifest.check().map_err(|e| recipe_error(args, &e.to_string()))?;
+    let bundle = Bundle::at(&args.out);
+    bundle.write(&manifest, &[&onnx, &golden_bytes])?;
+    let summary = Summary {
+        release,
+        bundle: args.out.clone(),
+        manifest_sha256: farlight_release::digest::sha256(&bundle.manifest()?.1),
+        model_bytes: onnx.len() as u64,
+        samples: samples.len(),
+        accuracy,
+        p95_us: measured.p95_us,
+        golden_vectors: vectors.len(),
+        drift_features: features,
+    };
+    context.answer(&summary, show)
+}
+
+struct Measured {
+    accuracy: f64,
+    p95_us: u64,
+}
+
+fn measure(worker: &mut Worker, samples: &Samples) -> Result<Measured, CliError> {
+    let mut right = 0_usize;
+    let mut micros = Vec::with_capacity(samples.len());
+    for (number, (input, label)) in samples.x.iter().zip(&samples.y).enumerate() {
+        let start = Instant::now();
+        let prediction = worker.run(input).map_err(|e| run_error(&e))?;
+        micros.push(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
+        if prediction.non_finite {
+            let message = format!("the model answers NaN or infinity to sample {number}");
+            return Err(CliError::new(Exit::Failure, "release.non_finite", message));
+        }
+        right += usize::from(prediction.top == *label as usize);
+    }
+    micros.sort_unstable();
+    let p95 = micros.get(micros.len().saturating_mul(95) / 100).or(micros.last()).copied();
+    Ok(Measured { accuracy: right as f64 / samples.len().max(1) as f64, p95_us: p95.unwrap_or(0) })
+}
+
+/// `count` inputs at equal distances: the data is usually sorted by class or recording.
+fn spread(inputs: &[Vec<f32>], count: usize) -> Vec<Vec<f32>> {
+    let count = count.clamp(1, golden::MAX_VECTORS).min(inputs.len());
+    (0..count).filter_map(|i| inputs.get(i * inputs.len() / count).cloned()).collect()
+}
+
+fn recipe_error(args: &Args, why: &str) -> CliError {
+    CliError::file(format!("recipe {}: {why}", args.recipe.display()))
+}
+
+fn load_error(args: &Args, error: &LoadError) -> CliError {
+    let message = format!("model {} does not run on the fleet's engine: {error}", args.model.display());
+    CliError::new(Exit::File, "release.not_runnable", message)
+        .hint("the operators and shapes named above must be replaced in the model, or the recipe's input be corrected")
+}
+
+fn run_error(error: &dyn std::error::Error) -> CliError {
+    CliError::new(
+        Exit::Failure,
+        "release.run",
+        format!("the model does not run on the evaluation data: {error}"),
+    )
+}
+
+fn show(summary: &Summary) -> String {
+    let accuracy = summary.accuracy.map_or_else(|| "-".to_owned(), |accuracy| format!("{accuracy:.4}"));
+    format!(
+        "release   {}\nbundle    {}\nmanifest  {}\nmodel     {} bytes\naccuracy  {accuracy} on {} samples\n\
+         p95       {} µs on this machine\ngolden    {} vectors\nprofile   {} drift features",
+        summary.release,
+        summary.bundle.display(),
+        summary.manifest_sha256,
+        summary.model_bytes,
+        summary.samples,
+        summary.p95_us,
+        summary.golden_vectors,
+        summary.drift_features,
+    )
+}
