@@ -1,0 +1,308 @@
+//! Settings: the file (TOML, unknown keys refused) → merged with defaults → checked, all problems at
+//! once, each with its key. `config doc` prints `agent.sample.toml`, which a test holds to the structs.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// The commented sample, which is also the manual.
+pub const SAMPLE: &str = include_str!("../agent.sample.toml");
+
+/// Everything the agent can be told.
+#[derive(Debug, Clone, PartialEq, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The device itself.
+    pub device: Device,
+    /// The inference service.
+    pub http: Http,
+    /// Queues and workers.
+    pub inference: Inference,
+    /// Windows and their store.
+    pub telemetry: Telemetry,
+    /// Capture of raw inputs.
+    pub cases: Cases,
+    /// Updates.
+    pub update: Update,
+    /// Inputs besides HTTP.
+    pub source: Vec<Source>,
+}
+
+/// The device itself.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Device {
+    /// Where everything is kept.
+    pub state_dir: PathBuf,
+    /// The file from `farlight device enrol`, used once.
+    pub enrolment: Option<PathBuf>,
+    /// Labels for selectors.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The inference service.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// TCP address; none when empty.
+    pub listen: String,
+    /// Unix socket; none when empty.
+    pub socket: PathBuf,
+    /// Largest request body in bytes.
+    pub max_body_bytes: usize,
+}
+
+/// Queues and workers.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Inference {
+    /// Requests that run at once for each model; 0 means one a core.
+    pub workers: usize,
+    /// Requests that may wait for each model; more are answered 503.
+    pub queue: usize,
+    /// Longest wait for a worker, milliseconds.
+    pub max_wait_ms: u64,
+}
+
+/// Windows and their store.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// Length of a window, seconds.
+    pub window_seconds: u64,
+    /// Ceiling of the store, bytes.
+    pub store_max_bytes: u64,
+}
+
+/// Capture of raw inputs.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cases {
+    /// Whether raw inputs may be kept and sent at all.
+    pub enabled: bool,
+    /// Bytes a day, an upper bound on what a release asks for.
+    pub max_bytes_per_day: u64,
+}
+
+/// Updates.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Update {
+    /// How often release metadata is looked at without being asked, seconds.
+    pub metadata_seconds: u64,
+    /// Ceiling of a download, bytes a second; 0 means none.
+    pub max_bytes_per_second: u64,
+    /// Longest self-test, seconds.
+    pub self_test_seconds: u64,
+}
+
+/// An input besides HTTP.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Source {
+    /// Tensors from a local MQTT broker; answers go to `output_topic`.
+    Mqtt {
+        /// Model to ask.
+        model: String,
+        /// Broker host.
+        #[serde(default = "local_host")]
+        host: String,
+        /// Broker port.
+        #[serde(default = "local_port")]
+        port: u16,
+        /// Topic of the inputs.
+        input_topic: String,
+        /// Topic of the answers.
+        output_topic: String,
+    },
+    /// A recorded sensor stream, windowed and replayed in its own time.
+    Replay {
+        /// Model to ask.
+        model: String,
+        /// CSV file, one column a channel, one row a sample.
+        path: PathBuf,
+        /// Samples a second.
+        rate_hz: f64,
+        /// Samples from one window to the next.
+        stride: usize,
+        /// Whether to begin again at its end.
+        #[serde(default)]
+        repeat: bool,
+    },
+}
+
+fn local_host() -> String {
+    "127.0.0.1".to_owned()
+}
+
+fn local_port() -> u16 {
+    1883
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self { state_dir: "/var/lib/farlight".into(), enrolment: None, labels: BTreeMap::new() }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:8800".into(), socket: PathBuf::new(), max_body_bytes: 16 * 1024 * 1024 }
+    }
+}
+
+impl Default for Inference {
+    fn default() -> Self {
+        Self { workers: 0, queue: 64, max_wait_ms: 1_000 }
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { window_seconds: 60, store_max_bytes: 64 * 1024 * 1024 }
+    }
+}
+
+impl Default for Cases {
+    fn default() -> Self {
+        Self { enabled: false, max_bytes_per_day: 4 * 1024 * 1024 }
+    }
+}
+
+impl Default for Update {
+    fn default() -> Self {
+        Self { metadata_seconds: 3_600, max_bytes_per_second: 0, self_test_seconds: 120 }
+    }
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file cannot be read.
+    #[error("read configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is not TOML, or a key is unknown or of the wrong type.
+    #[error("parse configuration {path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// Values are out of range; all of them, one a line.
+    #[error("configuration {path}:\n  {}", problems.join("\n  "))]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Key and problem.
+        problems: Vec<String>,
+    },
+}
+
+impl Settings {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`SettingsError`] naming the file, and every wrong key.
+    pub fn read(path: &Path) -> Result<Self, SettingsError> {
+        let at = || path.to_path_buf();
+        let text =
+            std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: at(), source })?;
+        let settings: Self = toml::from_str(&text)
+            .map_err(|source| SettingsError::Parse { path: at(), source: Box::new(source) })?;
+        let problems = settings.problems();
+        if problems.is_empty() { Ok(settings) } else { Err(SettingsError::Invalid { path: at(), problems }) }
+    }
+
+    /// Every value that is out of range, with its key.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut check = |ok: bool, text: String| {
+            if !ok {
+                problems.push(text);
+            }
+        };
+        check(
+            self.device.state_dir.is_absolute(),
+            format!("device.state_dir: {} is not an absolute path", self.device.state_dir.display()),
+        );
+        check(
+            !self.http.listen.is_empty() || !self.http.socket.as_os_str().is_empty(),
+            "http: set listen, socket or both".into(),
+        );
+        check(
+            self.http.listen.is_empty() || self.http.listen.parse::<SocketAddr>().is_ok(),
+            format!("http.listen: {:?} is not ADDRESS:PORT, for example 127.0.0.1:8800", self.http.listen),
+        );
+        let mut range = |key: &str, value: u64, low: u64, high: u64| {
+            if !(low..=high).contains(&value) {
+                problems.push(format!("{key}: {value} is not within {low} to {high}"));
+            }
+        };
+        range("http.max_body_bytes", self.http.max_body_bytes as u64, 1_024, 1 << 30);
+        range("inference.workers", self.inference.workers as u64, 0, 256);
+        range("inference.queue", self.inference.queue as u64, 0, 65_536);
+        range("inference.max_wait_ms", self.inference.max_wait_ms, 1, 600_000);
+        range("telemetry.window_seconds", self.telemetry.window_seconds, 1, 86_400);
+        range("telemetry.store_max_bytes", self.telemetry.store_max_bytes, 1 << 20, 1 << 40);
+        range("cases.max_bytes_per_day", self.cases.max_bytes_per_day, 0, 1 << 40);
+        range("update.metadata_seconds", self.update.metadata_seconds, 1, 31 * 86_400);
+        range("update.self_test_seconds", self.update.self_test_seconds, 1, 86_400);
+        for (index, source) in self.source.iter().enumerate() {
+            if let Source::Replay { rate_hz, stride, .. } = source {
+                if !(*rate_hz > 0.0 && *rate_hz <= 1e6) {
+                    problems.push(format!("source[{index}].rate_hz: {rate_hz} is not within 0 to 1000000"));
+                }
+                if *stride == 0 {
+                    problems.push(format!("source[{index}].stride: must be at least 1"));
+                }
+            }
+        }
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_is_the_defaults_and_names_every_key() {
+        let uncommented: String = SAMPLE
+            .lines()
+            .filter_map(|line| line.strip_prefix("#= ").or((!line.starts_with('#')).then_some(line)))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let mut settings: Settings = toml::from_str(&uncommented).unwrap();
+        assert_eq!(settings.source.len(), 2);
+        settings.source.clear();
+        settings.device.enrolment = None;
+        settings.device.labels.clear();
+        settings.http.socket = PathBuf::new();
+        assert_eq!(settings, Settings::default());
+        for key in ["state_dir", "enrolment", "labels", "listen", "socket", "max_body_bytes", "workers", "queue",
+            "max_wait_ms", "window_seconds", "store_max_bytes", "enabled", "max_bytes_per_day",
+            "metadata_seconds", "max_bytes_per_second", "self_test_seconds"] {
+            assert!(uncommented.contains(&format!("{key} =")), "{key} is not in the sample");
+        }
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.toml");
+        std::fs::write(&path, "[http]\nlisten = \"nope\"\n[telemetry]\nwindow_seconds = 0\n").unwrap();
+        let text = Settings::read(&path).unwrap_err().to_string();
+        assert!(text.contains("http.listen") && text.contains("telemetry.window_seconds"), "{text}");
+        std::fs::write(&path, "[http]\nlissten = 1\n").unwrap();
+        assert!(Settings::read(&path).unwrap_err().to_string().contains("lissten"));
+        assert!(Settings::read(&dir.path().join("none")).unwrap_err().to_string().contains("none"));
+    }
+}

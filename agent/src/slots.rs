@@ -1,0 +1,224 @@
+//! Slots: verified releases on disk, one folder a manifest digest, and the pointer files that say which
+//! runs. What is opened is always hashed first, so nothing unverified reaches an engine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use farlight_device::pointer::{MAX_POINTER, Pointer, Slot};
+use farlight_release::Verified;
+use farlight_release::blob::{ChunkVerifier, FetchError};
+use farlight_release::manifest::{Blob, MAX_MANIFEST, Manifest, ManifestError};
+use farlight_wire::ModelName;
+
+use crate::durable::{self, Access};
+
+/// Bytes read at a time while hashing.
+const READ: usize = 256 * 1024;
+
+/// Why a slot cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    /// A file or folder failed.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The manifest is not the one the slot is named after, or not usable.
+    #[error("manifest of slot {digest}: {source}")]
+    Manifest {
+        /// The slot.
+        digest: String,
+        /// Why.
+        source: ManifestError,
+    },
+    /// A file is missing from the slot.
+    #[error("slot {digest} lacks {what}")]
+    Missing {
+        /// The slot.
+        digest: String,
+        /// What is missing.
+        what: String,
+    },
+    /// A blob's bytes are not the signed ones.
+    #[error("slot {digest}: {source}")]
+    Blob {
+        /// The slot.
+        digest: String,
+        /// Why.
+        source: FetchError,
+    },
+}
+
+/// The folder of all models.
+#[derive(Debug, Clone)]
+pub struct Slots {
+    root: PathBuf,
+}
+
+/// A slot whose every byte was hashed.
+#[derive(Debug)]
+pub struct Whole {
+    /// Its manifest.
+    pub manifest: Verified<Manifest>,
+    /// Bytes of the variant to run.
+    pub model: Vec<u8>,
+    /// Bytes of the golden vectors.
+    pub golden: Vec<u8>,
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SlotError {
+    let path = path.to_path_buf();
+    move |source| SlotError::Io { action, path, source }
+}
+
+impl Slots {
+    /// The slots below a state directory.
+    pub fn new(state_dir: &Path) -> Self {
+        Self { root: state_dir.join("models") }
+    }
+
+    /// The folder of a slot.
+    pub fn folder(&self, slot: &Slot) -> PathBuf {
+        self.root.join(slot.release.model.as_str()).join(&slot.digest)
+    }
+
+    /// The folder a slot is filled in.
+    pub fn part(&self, slot: &Slot) -> PathBuf {
+        self.folder(slot).with_extension("part")
+    }
+
+    fn pointer_path(&self, model: &ModelName) -> PathBuf {
+        self.root.join(model.as_str()).join("active")
+    }
+
+    /// Models that have a folder.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn models(&self) -> Result<Vec<ModelName>, SlotError> {
+        let entries = match fs::read_dir(&self.root) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(io("list", &self.root))?,
+        };
+        let mut models: Vec<ModelName> =
+            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+        models.sort();
+        Ok(models)
+    }
+
+    /// Reads the pointer of a model; a missing one is empty, a damaged one `None`.
+    ///
+    /// # Errors
+    /// When the file exists and cannot be read.
+    pub fn pointer(&self, model: &ModelName) -> Result<Option<Pointer>, SlotError> {
+        let path = self.pointer_path(model);
+        let bytes = durable::read_limited(&path, MAX_POINTER as u64).map_err(io("read", &path))?;
+        Ok(match bytes {
+            None => Some(Pointer::default()),
+            Some(bytes) => Pointer::decode(&bytes).ok(),
+        })
+    }
+
+    /// Makes a pointer durable: from its return on, it says what runs.
+    ///
+    /// # Errors
+    /// When it cannot be written; the old one then still holds.
+    pub fn write_pointer(&self, model: &ModelName, pointer: &Pointer) -> Result<(), SlotError> {
+        let path = self.pointer_path(model);
+        let folder = self.root.join(model.as_str());
+        durable::create_folder(&folder).map_err(io("create", &folder))?;
+        durable::replace(&path, &pointer.encode(), Access::Normal).map_err(io("write", &path))
+    }
+
+    /// Reads a slot and hashes every byte of it.
+    ///
+    /// # Errors
+    /// [`SlotError`] when anything is missing or not what was signed.
+    pub fn open(&self, slot: &Slot) -> Result<Whole, SlotError> {
+        open_folder(&self.folder(slot), &slot.digest)
+    }
+
+    /// A valid slot of a model, whichever is found first: the last resort when the pointer is damaged.
+    pub fn any(&self, model: &ModelName) -> Option<Slot> {
+        let folder = self.root.join(model.as_str());
+        fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
+            let digest = entry.file_name().to_str()?.to_owned();
+            let whole = open_folder(&entry.path(), &digest).ok()?;
+            Some(Slot { release: whole.manifest.release.clone(), digest })
+        })
+    }
+
+    /// Deletes every folder of a model that is not in `keep`.
+    ///
+    /// # Errors
+    /// When the folder cannot be read or changed.
+    pub fn collect(&self, model: &ModelName, keep: &[&str]) -> Result<(), SlotError> {
+        let folder = self.root.join(model.as_str());
+        for entry in fs::read_dir(&folder).map_err(io("list", &folder))?.flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let digest = name.strip_suffix(".part").unwrap_or(&name);
+            if !entry.path().is_dir() || keep.contains(&digest) {
+                continue;
+            }
+            // Renamed first: a half deleted folder must not look like a slot.
+            let trash = folder.join(format!(".trash-{digest}"));
+            if entry.path() != trash {
+                let _ = fs::remove_dir_all(&trash);
+                fs::rename(entry.path(), &trash).map_err(io("rename", &entry.path()))?;
+                durable::sync_folder(&folder).map_err(io("sync", &folder))?;
+            }
+            fs::remove_dir_all(&trash).map_err(io("delete", &trash))?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads and hashes a slot folder named `digest`.
+///
+/// # Errors
+/// [`SlotError`] when anything is missing or not what was signed.
+pub fn open_folder(folder: &Path, digest: &str) -> Result<Whole, SlotError> {
+    let path = folder.join("manifest.json");
+    let bytes = durable::read_limited(&path, MAX_MANIFEST).map_err(io("read", &path))?;
+    let missing = |what: String| SlotError::Missing { digest: digest.to_owned(), what };
+    let bytes = bytes.ok_or_else(|| missing("manifest.json".to_owned()))?;
+    let manifest = Manifest::reopen(&bytes, digest)
+        .map_err(|source| SlotError::Manifest { digest: digest.to_owned(), source })?;
+    let variant = manifest.variants.first().ok_or_else(|| missing("a variant".to_owned()))?;
+    let model = read_blob(folder, digest, &variant.blob)?;
+    let golden = read_blob(folder, digest, &manifest.golden)?;
+    Ok(Whole { manifest, model, golden })
+}
+
+fn read_blob(folder: &Path, digest: &str, blob: &Blob) -> Result<Vec<u8>, SlotError> {
+    use std::io::Read;
+    let fail = |source| SlotError::Blob { digest: digest.to_owned(), source };
+    let path = folder.join(&blob.id);
+    let mut file = match fs::File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(SlotError::Missing { digest: digest.to_owned(), what: format!("blob {}", blob.id) });
+        }
+        other => other.map_err(io("open", &path))?,
+    };
+    let mut verifier = ChunkVerifier::new(blob).map_err(fail)?;
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; READ];
+    loop {
+        let read = file.read(&mut buffer).map_err(io("read", &path))?;
+        if read == 0 {
+            break;
+        }
+        let mut received = &buffer[..read];
+        while let Some(chunk) = verifier.push(&mut received).map_err(fail)? {
+            bytes.extend_from_slice(chunk.bytes);
+        }
+    }
+    verifier.finish().map_err(fail)?;
+    Ok(bytes)
+}
