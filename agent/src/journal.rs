@@ -131,8 +131,8 @@ impl Journal {
     pub fn bad(&self) -> Result<BTreeMap<ReleaseId, Option<RolloutId>>, StoreError> {
         let read = || {
             let mut select = self.db.prepare("SELECT release, rollout FROM bad")?;
-            let rows =
-                select.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)))?;
+            let rows = select
+                .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)))?;
             rows.collect::<Result<Vec<_>, _>>()
         };
         let rows = read().map_err(self.sqlite("read"))?;

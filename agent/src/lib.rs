@@ -1,1 +1,24 @@
-//! placeholder
+//! The device daemon: the shell around `farlight-device` and `farlight-inference`. It acts (files, SQLite,
+//! sockets, processes); what to do is decided in `crates/`.
+
+pub mod cli;
+pub mod clock;
+pub mod durable;
+pub mod exit;
+pub mod fetch;
+pub mod http;
+pub mod identity;
+pub mod journal;
+pub mod link;
+pub mod models;
+pub mod recorder;
+pub mod run;
+pub mod selftest;
+pub mod settings;
+pub mod slots;
+pub mod sources;
+pub mod status;
+pub mod store;
+pub mod trust;
+pub mod update;
+pub mod vitals;

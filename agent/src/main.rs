@@ -1,2 +1,23 @@
-//! p
-fn main() {}
+//! `farlight-agent`: arguments, tracing, one command, exit code.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser;
+use farlight_agent::cli;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let args = cli::Args::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,rumqttc=error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // The one TLS provider of the process; installing it twice is the only way to fail.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match cli::execute(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fatal) => {
+            let _ = writeln!(std::io::stderr(), "{fatal}");
+            ExitCode::from(fatal.code as u8)
+        }
+    }
+}

@@ -287,9 +287,24 @@ mod tests {
         settings.device.labels.clear();
         settings.http.socket = PathBuf::new();
         assert_eq!(settings, Settings::default());
-        for key in ["state_dir", "enrolment", "labels", "listen", "socket", "max_body_bytes", "workers", "queue",
-            "max_wait_ms", "window_seconds", "store_max_bytes", "enabled", "max_bytes_per_day",
-            "metadata_seconds", "max_bytes_per_second", "self_test_seconds"] {
+        for key in [
+            "state_dir",
+            "enrolment",
+            "labels",
+            "listen",
+            "socket",
+            "max_body_bytes",
+            "workers",
+            "queue",
+            "max_wait_ms",
+            "window_seconds",
+            "store_max_bytes",
+            "enabled",
+            "max_bytes_per_day",
+            "metadata_seconds",
+            "max_bytes_per_second",
+            "self_test_seconds",
+        ] {
             assert!(uncommented.contains(&format!("{key} =")), "{key} is not in the sample");
         }
     }

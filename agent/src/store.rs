@@ -178,8 +178,11 @@ impl Store {
     pub fn open(folder: &Path, now: Millis) -> Result<Opened, StoreError> {
         let path = folder.join("telemetry.db");
         let (db, quarantined) = open_or_quarantine(&path, SCHEMA, TABLES, now)?;
-        let epoch =
-            epoch(&db).map_err(|source| StoreError::Sqlite { action: "prepare", path: path.clone(), source })?;
+        let epoch = epoch(&db).map_err(|source| StoreError::Sqlite {
+            action: "prepare",
+            path: path.clone(),
+            source,
+        })?;
         Ok(Opened { store: Self { db, path, epoch, evicted: 0 }, quarantined })
     }
 
@@ -235,7 +238,8 @@ impl Store {
         let run = || -> rusqlite::Result<u64> {
             let mut evicted = 0;
             loop {
-                let number = |sql: &str| self.db.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|n| n as u64);
+                let number =
+                    |sql: &str| self.db.query_row(sql, [], |row| row.get::<_, i64>(0)).map(|n| n as u64);
                 let pages = number("PRAGMA page_count")?.saturating_sub(number("PRAGMA freelist_count")?);
                 let bytes = pages * number("PRAGMA page_size")?;
                 let count = |stream| number(&format!("SELECT count(*) FROM {}", table(stream)));
@@ -285,7 +289,8 @@ impl Outbox {
         let open = || {
             let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
             db.busy_timeout(std::time::Duration::from_secs(5))?;
-            let epoch: i64 = db.query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0))?;
+            let epoch: i64 =
+                db.query_row("SELECT value FROM meta WHERE key = 'epoch'", [], |row| row.get(0))?;
             Ok((db, epoch as u64))
         };
         let (db, epoch) =
@@ -376,7 +381,11 @@ mod tests {
             hardness_permille: hardness,
             class: 0,
             score_permille: 1,
-            input: CaseTensor { shape: vec![bytes as u32], encoding: TensorEncoding::U8, bytes: vec![7; bytes] },
+            input: CaseTensor {
+                shape: vec![bytes as u32],
+                encoding: TensorEncoding::U8,
+                bytes: vec![7; bytes],
+            },
         }
     }
 

@@ -10,6 +10,7 @@ use crate::canonical::{self, Fractions};
 use crate::manifest::{
     Blob, FORMAT, FeatureProfile, MAX_MANIFEST, Manifest, PostStep, PreStep, Profile, Task, TensorSpec,
 };
+use crate::verified::Verified;
 
 /// Most axes of an input.
 pub const MAX_RANK: usize = 8;
@@ -44,6 +45,9 @@ pub enum ManifestError {
         /// The format found.
         found: u64,
     },
+    /// Stored bytes are not the ones that were verified.
+    #[error("the stored manifest is not the one that was verified")]
+    Digest,
     /// A field breaks its rule.
     #[error("manifest field `{field}` {rule}")]
     Invalid {
@@ -61,6 +65,7 @@ impl ManifestError {
             Self::TooLarge { .. } => "manifest.too_large",
             Self::Malformed(_) => "manifest.malformed",
             Self::Format { .. } => "manifest.format",
+            Self::Digest => "manifest.digest",
             Self::Invalid { .. } => "manifest.invalid",
         }
     }
@@ -93,6 +98,16 @@ impl Manifest {
         let manifest = Self::deserialize(document).map_err(|e| malformed(&e))?;
         manifest.check()?;
         Ok(manifest)
+    }
+
+    /// Reads a manifest that this device verified before and kept: its digest, which lies in the durable
+    /// pointer beside it, stands for the signature that was checked when it was fetched.
+    ///
+    /// # Errors
+    /// [`ManifestError::Digest`] when the bytes are not those, else as [`Self::parse_checked`].
+    pub fn reopen(bytes: &[u8], sha256: &str) -> Result<Verified<Self>, ManifestError> {
+        let manifest = Verified::new(Self::parse_checked(bytes)?, bytes);
+        if manifest.sha256() == sha256 { Ok(manifest) } else { Err(ManifestError::Digest) }
     }
 
     /// Checks every rule; for a manifest that is being made.

@@ -1,0 +1,230 @@
+//! The command line of the agent.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::{Parser, Subcommand};
+use farlight_inference::Pipeline;
+use farlight_wire::ModelName;
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::exit::{ExitCode, Fatal};
+use crate::settings::{self, Settings};
+use crate::slots::Slots;
+use crate::{durable, identity, run, selftest, sources};
+
+const DEFAULT_CONFIG: &str = "/etc/farlight/agent.toml";
+/// Largest answer of the local service that `status` reads.
+const MAX_STATUS: u64 = 4 * 1024 * 1024;
+
+/// Runs machine-learning models on this device and keeps them good.
+#[derive(Debug, Parser)]
+#[command(
+    name = "farlight-agent",
+    version,
+    about,
+    after_help = "Example:\n  farlight-agent validate --config /etc/farlight/agent.toml\n\nExit codes: 0 done, 1 failure, 2 usage, 3 configuration, 4 identity, 5 file, folder or port"
+)]
+pub struct Args {
+    /// Configuration file.
+    #[arg(long, global = true, default_value = DEFAULT_CONFIG, env = "FARLIGHT_AGENT_CONFIG")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon.
+    Run,
+    /// Check the configuration and say every problem.
+    Validate,
+    /// Enrol this device with a file from `farlight device enrol`.
+    Enrol {
+        /// The enrolment file.
+        file: PathBuf,
+    },
+    /// Ask the running agent how it is.
+    Status {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// About the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Run the active release of a model on an input file: {"data": [numbers]}.
+    Infer {
+        /// The input file; `-` reads standard input.
+        file: PathBuf,
+        /// The model; may be left out when there is one.
+        #[arg(long)]
+        model: Option<ModelName>,
+    },
+    /// Run the self-test of a slot under limits (called by the daemon).
+    #[command(hide = true)]
+    SelfTest {
+        folder: PathBuf,
+        digest: String,
+        #[arg(long, default_value_t = 120)]
+        cpu_seconds: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the commented sample, which names every key.
+    Doc,
+}
+
+#[derive(Deserialize)]
+struct InferFile {
+    data: Vec<f32>,
+}
+
+/// Carries out one command.
+///
+/// # Errors
+/// [`Fatal`] with the exit code.
+pub fn execute(args: Args) -> Result<(), Fatal> {
+    match args.command {
+        Command::Config(ConfigCommand::Doc) => print(settings::SAMPLE),
+        Command::SelfTest { folder, digest, cpu_seconds } => {
+            let outcome = selftest::child(&folder, &digest, cpu_seconds);
+            print(&serde_json::to_string(&outcome).context("print outcome")?)
+        }
+        Command::Validate => {
+            read(&args.config)?;
+            print(&format!("{}: ok\n", args.config.display()))
+        }
+        Command::Run => runtime()?.block_on(run::run(read(&args.config)?)),
+        Command::Enrol { file } => {
+            let settings = read(&args.config)?;
+            let state_dir = settings.device.state_dir;
+            durable::create_folder(&state_dir).context("create the state directory")?;
+            let identity = runtime()?.block_on(identity::enrol(&state_dir, &file))?;
+            print(&format!("{} is enrolled in fleet {}\n", identity.device, identity.fleet))
+        }
+        Command::Status { json } => {
+            let settings = read(&args.config)?;
+            let document = runtime()?.block_on(status(&settings))?;
+            print(&if json { format!("{document}\n") } else { summary(&document) })
+        }
+        Command::Infer { file, model } => infer(&read(&args.config)?, &file, model),
+    }
+}
+
+fn print(text: &str) -> Result<(), Fatal> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // A reader that closed the pipe has read enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("print").into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn read(path: &Path) -> Result<Settings, Fatal> {
+    Settings::read(path)
+        .map_err(|error| Fatal::new(ExitCode::Config, error, "see every key with: farlight-agent config doc"))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Fatal> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    Ok(runtime.context("start the async runtime")?)
+}
+
+async fn status(settings: &Settings) -> Result<serde_json::Value, Fatal> {
+    let hint = "is the agent running? Try: systemctl status farlight-agent";
+    let fail = |error: anyhow::Error| Fatal::new(ExitCode::Failure, error, hint);
+    let request = b"GET /farlight/status HTTP/1.0\r\nHost: localhost\r\n\r\n";
+    let mut answer = Vec::new();
+    if settings.http.listen.is_empty() {
+        let mut stream = tokio::net::UnixStream::connect(&settings.http.socket)
+            .await
+            .context("reach the agent")
+            .map_err(fail)?;
+        stream.write_all(request).await.context("ask the agent").map_err(fail)?;
+        stream.take(MAX_STATUS).read_to_end(&mut answer).await.context("read its answer").map_err(fail)?;
+    } else {
+        let mut stream = tokio::net::TcpStream::connect(&settings.http.listen)
+            .await
+            .context("reach the agent")
+            .map_err(fail)?;
+        stream.write_all(request).await.context("ask the agent").map_err(fail)?;
+        stream.take(MAX_STATUS).read_to_end(&mut answer).await.context("read its answer").map_err(fail)?;
+    }
+    let text = String::from_utf8_lossy(&answer);
+    let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    serde_json::from_str(body).context("understand the agent's answer").map_err(fail)
+}
+
+fn summary(document: &serde_json::Value) -> String {
+    let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let mut out = format!(
+        "device     {} in fleet {}\ncloud      {}\nwaiting    {} windows, {} cases, {} reports\n",
+        text(&document["device"]),
+        text(&document["fleet"]),
+        if document["connected"] == true { "connected" } else { "not connected" },
+        document["waiting"]["tel"],
+        document["waiting"]["case"],
+        document["waiting"]["rep"],
+    );
+    let models = document["models"].as_array().cloned().unwrap_or_default();
+    for model in &models {
+        out.push_str(&format!("model      {} {}\n", text(&model["model"]), text(&model["version"])));
+    }
+    if models.is_empty() {
+        out.push_str("model      none yet\n");
+    }
+    for (model, update) in document["updates"].as_object().into_iter().flatten() {
+        out.push_str(&format!(
+            "update     {model}: {} of {}\n",
+            text(&update["state"]),
+            text(&update["release"])
+        ));
+    }
+    out
+}
+
+fn infer(settings: &Settings, file: &Path, model: Option<ModelName>) -> Result<(), Fatal> {
+    let fail = |error: anyhow::Error, hint: &str| Fatal::new(ExitCode::Failure, error, hint);
+    let slots = Slots::new(&settings.device.state_dir);
+    let models = slots.models().map_err(|e| fail(e.into(), "check device.state_dir"))?;
+    let model = match (model, models.as_slice()) {
+        (Some(model), _) => model,
+        (None, [one]) => one.clone(),
+        (None, []) => return Err(fail(anyhow!("no release is installed"), "roll one out to this device")),
+        (None, several) => {
+            let names: Vec<&str> = several.iter().map(ModelName::as_str).collect();
+            return Err(fail(
+                anyhow!("several models are installed"),
+                &format!("choose with --model: {}", names.join(", ")),
+            ));
+        }
+    };
+    let pointer = slots.pointer(&model).map_err(|e| fail(e.into(), "check device.state_dir"))?;
+    let slot = pointer.and_then(|pointer| pointer.active);
+    let slot =
+        slot.ok_or_else(|| fail(anyhow!("no release of {model} is active"), "roll one out to this device"))?;
+    let text = if file == Path::new("-") {
+        std::io::read_to_string(std::io::stdin()).context("read standard input")
+    } else {
+        std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))
+    };
+    let text = text.map_err(|e| fail(e, "name a readable file"))?;
+    let form = "write {\"data\": [numbers]}, row-major";
+    let input: InferFile =
+        serde_json::from_str(&text).context("understand the input").map_err(|e| fail(e, form))?;
+    let whole = slots.open(&slot).map_err(|e| fail(e.into(), "the release is damaged; assign it again"))?;
+    let mut worker = Pipeline::load(&whole.manifest, &whole.model)
+        .and_then(|pipeline| pipeline.worker())
+        .map_err(|e| fail(e.into(), "the release does not load"))?;
+    let shape = format!("the model takes {:?}", whole.manifest.input.shape);
+    let prediction = worker.run(&input.data).map_err(|e| fail(e.into(), &shape))?;
+    let answer = sources::describe("", &slot.release.to_string(), &whole.manifest.labels, &prediction);
+    print(&format!("{answer}\n"))
+}

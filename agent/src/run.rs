@@ -1,0 +1,211 @@
+//! `farlight-agent run`: the daemon's life, from the stores to the shutdown.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use farlight_wire::report;
+use tokio::sync::{mpsc, watch};
+
+use crate::exit::{ExitCode, Fatal};
+use crate::fetch::Repository;
+use crate::http::{Listeners, Metrics, Service};
+use crate::identity::{self, Identity};
+use crate::journal::Journal;
+use crate::link::Link;
+use crate::models::{Models, Scheduling};
+use crate::recorder::{self, Plan};
+use crate::settings::Settings;
+use crate::slots::Slots;
+use crate::status::Status;
+use crate::store::{Outbox, Store};
+use crate::trust::{Trust, TrustError};
+use crate::update::{Driver, Parts};
+use crate::vitals::Vitals;
+use crate::{clock, durable, http, sources};
+
+/// Inputs that may wait for the update driver.
+const INBOX: usize = 256;
+/// Closed windows that may wait for it.
+const HEALTHS: usize = 64;
+
+/// Runs until a signal.
+///
+/// # Errors
+/// [`Fatal`] with the exit code when the daemon cannot start.
+pub async fn run(settings: Settings) -> Result<(), Fatal> {
+    let state_dir = settings.device.state_dir.clone();
+    let unusable = "check device.state_dir and its permissions";
+    durable::create_folder(&state_dir)
+        .with_context(|| format!("create {}", state_dir.display()))
+        .map_err(|e| Fatal::new(ExitCode::Resource, e, unusable))?;
+    let _lock = lock(&state_dir)?;
+    let listeners = Listeners::bind(&settings.http).await?;
+    let identity = identify(&settings).await?;
+
+    let (shutdown_sender, shutdown) = watch::channel(false);
+    let store_error = |e: crate::store::StoreError| Fatal::new(ExitCode::Resource, e, unusable);
+    let opened = Store::open(&state_dir, clock::now()).map_err(store_error)?;
+    let (journal, journal_damaged) = Journal::open(&state_dir, clock::now()).map_err(store_error)?;
+    let telemetry = Outbox::open(&state_dir.join("telemetry.db")).map_err(store_error)?;
+    let reports = Outbox::open(&state_dir.join("state.db")).map_err(store_error)?;
+
+    let (committed_sender, committed) = watch::channel(0);
+    let (reported_sender, reported) = watch::channel(0);
+    let (healths_sender, healths) = mpsc::channel(HEALTHS);
+    let plan = Plan {
+        window: Duration::from_secs(settings.telemetry.window_seconds),
+        store_max_bytes: settings.telemetry.store_max_bytes,
+        cases: settings.cases.enabled,
+        case_bytes_per_day: settings.cases.max_bytes_per_day,
+    };
+    let vitals = Vitals::new(state_dir.clone());
+    let recording = recorder::start(opened.store, plan, vitals, healths_sender, committed_sender)
+        .context("start the recorder")?;
+    let models = Arc::new(Models::new(scheduling(&settings), recording.recorder.clone()));
+    let status = Arc::new(Status::new(identity.device.as_str(), identity.fleet.as_str()));
+
+    let (updates, inbox) = mpsc::channel(INBOX);
+    let repository =
+        Repository::new(identity.http()?, identity.repository.clone(), settings.update.max_bytes_per_second);
+    let parts = Parts {
+        identity: identity.clone(),
+        labels: settings.device.labels.clone(),
+        models: Arc::clone(&models),
+        slots: Slots::new(&state_dir),
+        trust: open_trust(&state_dir)?,
+        repository,
+        journal,
+        status: Arc::clone(&status),
+        self_test: Duration::from_secs(settings.update.self_test_seconds),
+        metadata_every: Duration::from_secs(settings.update.metadata_seconds),
+        reported: reported_sender,
+    };
+    let driver = Driver::boot(parts, updates.clone()).await;
+    for damaged in [opened.quarantined, journal_damaged].into_iter().flatten() {
+        tracing::error!(path = %damaged.display(), "a damaged database was moved aside");
+        driver.report(report::Event::Loss { what: damaged.display().to_string(), records: 0 });
+    }
+
+    let link = Link {
+        tls: identity.tls()?,
+        identity,
+        telemetry,
+        reports,
+        committed,
+        reported,
+        recorder: recording.recorder.clone(),
+        updates,
+        status: Arc::clone(&status),
+        shutdown: shutdown.clone(),
+    };
+    let service = Service {
+        models: Arc::clone(&models),
+        status,
+        metrics: Arc::new(Metrics::default()),
+        max_body_bytes: settings.http.max_body_bytes,
+    };
+    let address = listeners.address();
+    sources::start(&settings.source, &models, &shutdown);
+    let serving = tokio::spawn(listeners.serve(http::router(service), shutdown.clone()));
+    let linking = tokio::spawn(link.run());
+    let driving = tokio::spawn(driver.run(inbox, healths, shutdown.clone()));
+
+    tracing::info!(http = address.map(|a| a.to_string()), "ready");
+    notify(&[sd_notify::NotifyState::Ready]);
+    let watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::spawn(watchdog(limit / 3)));
+    signal().await;
+    tracing::info!("stopping");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    let _ = shutdown_sender.send(true);
+    if let Some(watchdog) = watchdog {
+        watchdog.abort();
+    }
+    let ended = async {
+        let _ = tokio::join!(serving, driving, linking);
+    };
+    if tokio::time::timeout(Duration::from_secs(10), ended).await.is_err() {
+        tracing::warn!("some tasks did not end in time");
+    }
+    tokio::task::spawn_blocking(move || recording.stop()).await.context("stop the recorder")?;
+    Ok(())
+}
+
+fn scheduling(settings: &Settings) -> Scheduling {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    Scheduling {
+        workers: if settings.inference.workers == 0 { cores } else { settings.inference.workers },
+        queue: settings.inference.queue,
+        max_wait: Duration::from_millis(settings.inference.max_wait_ms),
+    }
+}
+
+/// Two agents on one state directory would both be right about half of it.
+fn lock(state_dir: &std::path::Path) -> Result<std::fs::File, Fatal> {
+    let path = state_dir.join("lock");
+    let fail = |error: anyhow::Error, hint: &str| Fatal::new(ExitCode::Resource, error, hint);
+    let file = std::fs::File::create(&path)
+        .with_context(|| format!("create {}", path.display()))
+        .map_err(|e| fail(e, "check device.state_dir and its permissions"))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("lock {}", path.display()))
+        .map_err(|e| fail(e, "another agent uses this state directory"))?;
+    Ok(file)
+}
+
+async fn identify(settings: &Settings) -> Result<Identity, Fatal> {
+    let state_dir = &settings.device.state_dir;
+    if let Some(identity) = Identity::load(state_dir)? {
+        return Ok(identity);
+    }
+    match &settings.device.enrolment {
+        Some(file) => identity::enrol(state_dir, file).await,
+        None => Err(Fatal::new(
+            ExitCode::Identity,
+            anyhow::anyhow!("this device is not enrolled"),
+            "make a file with `farlight device enrol ID --out FILE` and name it in device.enrolment",
+        )),
+    }
+}
+
+/// A lost or damaged trust store does not stop the agent: it runs on and installs nothing.
+fn open_trust(state_dir: &std::path::Path) -> Result<Option<Trust>, Fatal> {
+    match Trust::open(state_dir) {
+        Ok(trust) => Ok(Some(trust)),
+        Err(error @ (TrustError::Lost(_) | TrustError::Metadata(_))) => {
+            tracing::error!(%error, "no new releases will be installed");
+            Ok(None)
+        }
+        Err(error @ TrustError::Io { .. }) => {
+            Err(Fatal::new(ExitCode::Resource, error, "check device.state_dir and its permissions"))
+        }
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd is not told");
+    }
+}
+
+/// Tells systemd that the event loop turns.
+async fn watchdog(every: Duration) {
+    let mut tick = tokio::time::interval(every);
+    loop {
+        tick.tick().await;
+        notify(&[sd_notify::NotifyState::Watchdog]);
+    }
+}
+
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be heard");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}

@@ -1,0 +1,150 @@
+//! The self-test of a release, in a child process with its own limits, so that a hostile or huge model
+//! cannot take the daemon down. The child runs `farlight-agent self-test FOLDER DIGEST` and answers with
+//! one line of JSON.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use farlight_device::codes::Code;
+use farlight_device::update::Failure;
+use farlight_inference::{Pipeline, golden};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+
+use crate::slots;
+
+/// Address space beyond the manifest's memory budget that the process itself needs.
+const OVERHEAD_BYTES: u64 = 512 * 1024 * 1024;
+/// Longest answer of the child in bytes.
+const MAX_ANSWER: u64 = 64 * 1024;
+/// Last bytes of the child's log kept for the report.
+const LOG_TAIL: usize = 2048;
+
+/// What the child found.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    /// `None` when it passed.
+    failure: Option<(String, String)>,
+    /// 95th percentile of one inference, µs.
+    p95_us: u64,
+    /// Peak resident memory of the child, KiB.
+    peak_kib: u64,
+}
+
+/// Runs the self-test of a slot in a child process.
+///
+/// # Errors
+/// `self_test.*` with what was found.
+pub async fn run(folder: &Path, digest: &str, limit: Duration) -> Result<Outcome, Failure> {
+    let crashed = |text: String| Failure::new(Code::SelfTestCrashed, text);
+    let program = std::env::current_exe().map_err(|e| crashed(format!("find own program: {e}")))?;
+    let mut child = tokio::process::Command::new(program)
+        .arg("self-test")
+        .arg(folder)
+        .arg(digest)
+        .arg("--cpu-seconds")
+        .arg(limit.as_secs().to_string())
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|e| crashed(format!("start self-test: {e}")))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let read = async {
+        let (mut answer, mut log) = (Vec::new(), Vec::new());
+        let out = async {
+            if let Some(stdout) = stdout {
+                let _ = stdout.take(MAX_ANSWER).read_to_end(&mut answer).await;
+            }
+        };
+        let err = async {
+            if let Some(stderr) = stderr {
+                let _ = stderr.take(MAX_ANSWER).read_to_end(&mut log).await;
+            }
+        };
+        tokio::join!(out, err);
+        (answer, log)
+    };
+    let Ok(((answer, log), status)) =
+        tokio::time::timeout(limit, async { (read.await, child.wait().await) }).await
+    else {
+        return Err(Failure::new(Code::SelfTestBudget, format!("not finished within {} s", limit.as_secs())));
+    };
+    let status = status.map_err(|e| crashed(format!("wait for self-test: {e}")))?;
+    let Some(outcome) = status.success().then(|| serde_json::from_slice::<Outcome>(&answer).ok()).flatten()
+    else {
+        let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL)..]).into_owned();
+        return Err(crashed(format!("the self-test ended with {status}; its log ends: {tail}")));
+    };
+    match outcome.failure {
+        None => Ok(outcome),
+        Some((code, message)) => Err(Failure { code, message }),
+    }
+}
+
+/// The child's side: limits itself, runs the golden vectors, prints the outcome.
+pub fn child(folder: &Path, digest: &str, cpu_seconds: u64) -> Outcome {
+    let mut outcome = Outcome { failure: None, p95_us: 0, peak_kib: 0 };
+    if let Err(failure) = test(folder, digest, cpu_seconds, &mut outcome) {
+        outcome.failure = Some((failure.code, failure.message));
+    }
+    outcome
+}
+
+fn test(folder: &Path, digest: &str, cpu_seconds: u64, outcome: &mut Outcome) -> Result<(), Failure> {
+    let fail = |code: Code, text: String| Failure::new(code, text);
+    let whole = slots::open_folder(folder, digest).map_err(|e| fail(Code::VerifyMismatch, e.to_string()))?;
+    let budgets = whole.manifest.budgets.clone();
+    limit(budgets.memory_kib, cpu_seconds).map_err(|e| fail(Code::SelfTestCrashed, e.to_string()))?;
+
+    let pipeline =
+        Pipeline::load(&whole.manifest, &whole.model).map_err(|e| fail(Code::SelfTestLoad, e.to_string()))?;
+    let mut worker = pipeline.worker().map_err(|e| fail(Code::SelfTestLoad, e.to_string()))?;
+    let vectors = golden::decode(&whole.golden).map_err(|e| fail(Code::SelfTestGolden, e.to_string()))?;
+    let mut times = Vec::with_capacity(vectors.len());
+    let mut last = Instant::now();
+    golden::check(&mut worker, &vectors, whole.manifest.golden_tolerance, || {
+        times.push(last.elapsed().as_micros() as u64);
+        last = Instant::now();
+    })
+    .map_err(|e| fail(Code::SelfTestGolden, e.to_string()))?;
+
+    times.sort_unstable();
+    outcome.p95_us = times.get(times.len() * 95 / 100).copied().unwrap_or(0);
+    outcome.peak_kib = peak_kib();
+    if outcome.p95_us > budgets.p95_us {
+        let text = format!("p95 of {} µs is over the budget of {} µs", outcome.p95_us, budgets.p95_us);
+        return Err(fail(Code::SelfTestBudget, text));
+    }
+    if outcome.peak_kib > budgets.memory_kib {
+        let text =
+            format!("peak of {} KiB is over the budget of {} KiB", outcome.peak_kib, budgets.memory_kib);
+        return Err(fail(Code::SelfTestBudget, text));
+    }
+    Ok(())
+}
+
+fn limit(memory_kib: u64, cpu_seconds: u64) -> rustix::io::Result<()> {
+    let to =
+        |resource, value: u64| setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
+    to(Resource::As, memory_kib.saturating_mul(1024).saturating_add(OVERHEAD_BYTES))?;
+    to(Resource::Cpu, cpu_seconds.max(1))?;
+    to(Resource::Core, 0)?;
+    // Nothing here writes files or opens more than its own.
+    to(Resource::Fsize, 0)?;
+    to(Resource::Nofile, 16)
+}
+
+/// `VmHWM` of this process; 0 where /proc is not there.
+fn peak_kib() -> u64 {
+    std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|text| {
+            text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok())
+        })
+        .unwrap_or(0)
+}

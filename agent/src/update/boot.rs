@@ -1,0 +1,182 @@
+//! Starting: for each model, read the pointer, count a trial, load what is to run, and tell the cloud what
+//! the last life did not come to report.
+
+use farlight_device::codes::Code;
+use farlight_device::health::Policy;
+use farlight_device::pointer::{Boot, Pointer, Slot};
+use farlight_device::update::{Failure, Machine, Want};
+use farlight_release::assignment::{self, ModelAssignment};
+use farlight_wire::report::{self, ErrorReport, UpdateReport, UpdateState};
+use farlight_wire::{Millis, ModelName, ReleaseId, RolloutId};
+
+use super::{Driver, Input, Model, steps};
+use crate::clock;
+use crate::models::Keep;
+
+impl Driver {
+    pub(super) async fn start_models(&mut self) {
+        let models = self.parts.slots.models().unwrap_or_else(|error| {
+            tracing::error!(%error, "releases cannot be listed");
+            Vec::new()
+        });
+        let (assigned, bytes) = self.stored_assignment().await;
+        for name in models {
+            self.start_model(&name, &assigned);
+        }
+        // What was asked for last is asked again: an update that was cut off goes on.
+        if let Some(bytes) = bytes {
+            let _ = self.sender.send(Input::Desired(bytes)).await;
+        }
+    }
+
+    /// The last accepted assignment. It was verified when it was accepted; its date does not matter for
+    /// what it brought.
+    async fn stored_assignment(&mut self) -> (Vec<ModelAssignment>, Option<Vec<u8>>) {
+        let Some(trust) = &self.trust else { return (Vec::new(), None) };
+        let trust = trust.lock().await;
+        let (Some(bytes), Some(keys)) = (trust.assignment(), trust.assignment_keys()) else {
+            return (Vec::new(), None);
+        };
+        match assignment::verify(&bytes, &keys, &self.parts.identity.device, Millis(0), None) {
+            Ok(assignment) => {
+                self.assignment = assignment.sequence;
+                (assignment.models.clone(), Some(bytes))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the stored assignment is not used");
+                (Vec::new(), None)
+            }
+        }
+    }
+
+    fn start_model(&mut self, name: &ModelName, assigned: &[ModelAssignment]) {
+        let (slots, models) = (self.parts.slots.clone(), std::sync::Arc::clone(&self.parts.models));
+        let pointer = match slots.pointer(name) {
+            Ok(Some(pointer)) => pointer,
+            Ok(None) => self.without_pointer(name),
+            Err(error) => {
+                tracing::error!(%error, "a model is not started");
+                return;
+            }
+        };
+        let mut bad = self.parts.journal.bad().unwrap_or_default();
+        let (pointer, crashed) = match pointer.boot() {
+            Boot::Empty => (pointer, None),
+            Boot::Run { write: None } => (pointer, None),
+            Boot::Run { write: Some(next) } => {
+                // Counted before it is loaded: a release that brings the agent down uses up its trials.
+                if let Err(error) = slots.write_pointer(name, &next) {
+                    tracing::error!(%error, "a trial is not counted");
+                }
+                (next, None)
+            }
+            Boot::Revert { write, failed } => (write, Some((failed, Code::ProbationCrashes))),
+        };
+        // What cannot be loaded is taken back, too.
+        let (pointer, crashed) = match (&pointer.active, crashed) {
+            (Some(slot), None) => match steps::load(&slots, slot, &models) {
+                Ok(loaded) => {
+                    models.activate(loaded, Keep::Nothing);
+                    (pointer, None)
+                }
+                Err(failure) => {
+                    tracing::error!(release = %slot.release, code = failure.code, "{}", failure.message);
+                    (pointer.revert(), Some((slot.clone(), Code::VerifyMismatch)))
+                }
+            },
+            (_, crashed) => (pointer, crashed),
+        };
+        let Some((failed, code)) = crashed else {
+            let machine = self.machine(name, &pointer, assigned, bad);
+            self.models.insert(name.clone(), Model::new(machine, pointer));
+            return;
+        };
+        let pointer = self.restore(name, pointer);
+        let rollout = entry(assigned, &failed.release).and_then(|entry| entry.rollout.clone());
+        bad.insert(failed.release.clone(), rollout.clone());
+        if let Err(error) = self.parts.journal.remember_bad(&failed.release, rollout.as_ref()) {
+            tracing::error!(%error, "a failed release may be tried again");
+        }
+        self.report_taken_back(name, failed, rollout, code, &pointer);
+        let running = pointer.active.as_ref().map(|slot| slot.release.clone());
+        let machine = Machine::idle(name.clone(), running, bad);
+        self.models.insert(name.clone(), Model::new(machine, pointer));
+    }
+
+    /// A damaged pointer: any whole slot is better than none.
+    fn without_pointer(&self, name: &ModelName) -> Pointer {
+        let active = self.parts.slots.any(name);
+        tracing::error!(model = %name, found = ?active.as_ref().map(|s| s.release.to_string()), "pointer is damaged");
+        self.report(report::Event::Loss { what: format!("pointer of {name}"), records: 1 });
+        let pointer = Pointer { sequence: 1, active, ..Pointer::default() };
+        if let Err(error) = self.parts.slots.write_pointer(name, &pointer) {
+            tracing::error!(%error, "pointer is not repaired");
+        }
+        pointer
+    }
+
+    /// Loads the previous release, or any whole slot, after the active one failed at start.
+    fn restore(&self, name: &ModelName, mut pointer: Pointer) -> Pointer {
+        let slots = &self.parts.slots;
+        if let Err(error) = slots.write_pointer(name, &pointer) {
+            tracing::error!(%error, "rollback is not durable yet");
+        }
+        let loaded =
+            pointer.active.as_ref().and_then(|slot| steps::load(slots, slot, &self.parts.models).ok());
+        match loaded {
+            Some(loaded) => self.parts.models.activate(loaded, Keep::Nothing),
+            None => pointer.active = None,
+        }
+        pointer
+    }
+
+    fn report_taken_back(
+        &self,
+        name: &ModelName,
+        failed: Slot,
+        rollout: Option<RolloutId>,
+        code: Code,
+        pointer: &Pointer,
+    ) {
+        let failure = Failure::new(code, format!("{} was taken back at start", failed.release));
+        tracing::warn!(release = %failed.release, code = failure.code, "taken back at start");
+        self.report(report::Event::Update(UpdateReport {
+            model: name.clone(),
+            release: failed.release,
+            rollout,
+            assignment: pointer.assignment,
+            state: UpdateState::RolledBack,
+            error: Some(ErrorReport { code: failure.code, message: failure.message }),
+            running: pointer.active.as_ref().map(|slot| slot.release.clone()),
+            elapsed: Millis(0),
+        }));
+    }
+
+    fn machine(
+        &self,
+        name: &ModelName,
+        pointer: &Pointer,
+        assigned: &[ModelAssignment],
+        bad: std::collections::BTreeMap<ReleaseId, Option<RolloutId>>,
+    ) -> Machine {
+        let Some(active) = &pointer.active else { return Machine::idle(name.clone(), None, bad) };
+        if pointer.trials.is_none() {
+            return Machine::idle(name.clone(), Some(active.release.clone()), bad);
+        }
+        let entry = entry(assigned, &active.release);
+        let want = Want {
+            release: active.release.clone(),
+            rollout: entry.and_then(|entry| entry.rollout.clone()),
+            assignment: pointer.assignment,
+            policy: entry.map_or(Policy { duration: Millis::from_secs(60), min_requests: 1 }, |entry| {
+                Policy { duration: entry.probation.duration, min_requests: entry.probation.min_requests }
+            }),
+        };
+        let previous = pointer.previous.as_ref().map(|slot| slot.release.clone());
+        Machine::on_probation(want, previous, bad, clock::now())
+    }
+}
+
+fn entry<'a>(assigned: &'a [ModelAssignment], release: &ReleaseId) -> Option<&'a ModelAssignment> {
+    assigned.iter().find(|entry| entry.release == *release)
+}
