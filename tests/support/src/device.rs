@@ -1,0 +1,229 @@
+//! A device: a real `farlight-agent` with its own folder, asked through its Unix socket as an application
+//! on the gateway would.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+use crate::cloud::Operator;
+use crate::process::{Process, Programs};
+use crate::proxy::Proxy;
+
+/// What differs from the defaults.
+#[derive(Debug, Clone)]
+pub struct DeviceOptions {
+    /// Length of a window, seconds.
+    pub window_seconds: u64,
+    /// Whether raw inputs may be kept.
+    pub cases: bool,
+    /// More lines for the configuration.
+    pub extra: String,
+}
+
+impl Default for DeviceOptions {
+    fn default() -> Self {
+        Self { window_seconds: 1, cases: true, extra: String::new() }
+    }
+}
+
+/// A device.
+#[derive(Debug)]
+pub struct Device {
+    program: PathBuf,
+    /// Its name.
+    pub id: String,
+    folder: PathBuf,
+    http: reqwest::Client,
+    process: Option<Process>,
+}
+
+/// An answer to an inference.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The label.
+    pub label: String,
+    /// The version that answered.
+    pub version: String,
+}
+
+/// Why an inference was not answered.
+#[derive(Debug)]
+pub enum InferFailure {
+    /// The agent is not there.
+    Unreachable(String),
+    /// The agent answered with an error.
+    Refused(u16, String),
+}
+
+impl Device {
+    /// Enrols a device with the operator's help and writes its configuration; it does not run yet.
+    ///
+    /// # Errors
+    /// When enrolment fails.
+    pub async fn enrol(
+        programs: &Programs,
+        operator: &Operator,
+        id: &str,
+        folder: &Path,
+        options: &DeviceOptions,
+    ) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let enrolment = folder.join("enrolment.json");
+        let out = enrolment.display().to_string();
+        operator.run(&["device", "enrol", id, "--out", &out]).await?;
+        let config = format!(
+            "[device]\nstate_dir = {:?}\nenrolment = {:?}\n[http]\nlisten = \"\"\nsocket = {:?}\n[telemetry]\nwindow_seconds = {}\n[cases]\nenabled = {}\n{}",
+            folder.join("state"),
+            enrolment,
+            folder.join("agent.sock"),
+            options.window_seconds,
+            options.cases,
+            options.extra,
+        );
+        std::fs::write(folder.join("agent.toml"), config)?;
+        let device = Self {
+            program: programs.agent.clone(),
+            id: id.to_owned(),
+            http: reqwest::Client::builder()
+                .unix_socket(folder.join("agent.sock"))
+                .timeout(Duration::from_secs(20))
+                .build()?,
+            folder: folder.to_path_buf(),
+            process: None,
+        };
+        let output =
+            device.command().arg("enrol").arg(&enrolment).output().context("start farlight-agent")?;
+        if !output.status.success() {
+            bail!("enrol {id}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(device)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--config").arg(self.folder.join("agent.toml")).env("RUST_LOG", "info");
+        command
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Sends its traffic through proxies from now on (before it runs): a network that can be cut.
+    ///
+    /// # Errors
+    /// When its identity cannot be changed.
+    pub fn go_through(&self, mqtt: &Proxy, https: &Proxy) -> anyhow::Result<()> {
+        let path = self.folder.join("state/identity.json");
+        let mut identity: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+        identity["mqtt"] = json!({ "host": "127.0.0.1", "port": mqtt.port() });
+        identity["repository"] = json!(format!("https://127.0.0.1:{}/repo/", https.port()));
+        std::fs::write(&path, serde_json::to_vec(&identity)?)?;
+        Ok(())
+    }
+
+    /// Starts the agent and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn start(&mut self) -> anyhow::Result<()> {
+        let mut command = self.command();
+        command.arg("run");
+        let log = self.folder.join("agent.log");
+        self.process = Some(Process::start(&self.id, &mut command, &log)?);
+        let what = format!("{} answers (see {})", self.id, log.display());
+        crate::until(&what, Duration::from_secs(30), async || {
+            if let Some(process) = &mut self.process
+                && let Some(status) = process.exited()?
+            {
+                bail!("it ended with {status}");
+            }
+            Ok(self.http.get("http://agent/v2/health/live").send().await.ok().map(|_| ()))
+        })
+        .await
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.process.take().map_or(Ok(()), |mut process| process.kill())
+    }
+
+    /// SIGTERM, and waits.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn stop(&mut self) -> anyhow::Result<()> {
+        match self.process.take() {
+            Some(mut process) => process.stop().await,
+            None => Ok(()),
+        }
+    }
+
+    /// What the agent says of itself.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn status(&self) -> anyhow::Result<Value> {
+        Ok(self.http.get("http://agent/farlight/status").send().await?.json().await?)
+    }
+
+    /// The version that runs, if any.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub async fn running(&self, model: &str) -> anyhow::Result<Option<String>> {
+        let status = self.status().await?;
+        let models = status["models"].as_array().cloned().unwrap_or_default();
+        let found = models.iter().find(|m| m["model"] == model);
+        Ok(found.and_then(|m| m["version"].as_str()).map(str::to_owned))
+    }
+
+    /// A client for asking from another task.
+    pub fn client(&self) -> reqwest::Client {
+        self.http.clone()
+    }
+
+    /// Asks a model through the binary protocol.
+    ///
+    /// # Errors
+    /// [`InferFailure`].
+    pub async fn infer(
+        client: &reqwest::Client,
+        model: &str,
+        id: &str,
+        shape: &[usize],
+        input: &[f32],
+    ) -> Result<Answer, InferFailure> {
+        let shape: Vec<usize> = std::iter::once(1).chain(shape.iter().copied()).collect();
+        let header = json!({
+            "id": id,
+            "inputs": [{ "name": "x", "shape": shape, "datatype": "FP32",
+                "parameters": { "binary_data_size": input.len() * 4 } }],
+            "outputs": [{ "name": "label" }],
+        })
+        .to_string();
+        let mut body = header.clone().into_bytes();
+        body.extend(input.iter().flat_map(|value| value.to_le_bytes()));
+        let response = client
+            .post(format!("http://agent/v2/models/{model}/infer"))
+            .header("Inference-Header-Content-Length", header.len())
+            .body(body)
+            .send()
+            .await
+            .map_err(|error| InferFailure::Unreachable(error.to_string()))?;
+        let status = response.status().as_u16();
+        let text = response.text().await.map_err(|error| InferFailure::Unreachable(error.to_string()))?;
+        let document: Value = serde_json::from_str(&text).unwrap_or_default();
+        match (status, document["outputs"][0]["data"][0].as_str(), document["model_version"].as_str()) {
+            (200, Some(label), Some(version)) => Ok(Answer { label: label.into(), version: version.into() }),
+            _ => Err(InferFailure::Refused(status, text)),
+        }
+    }
+}

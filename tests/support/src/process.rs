@@ -1,0 +1,105 @@
+//! Finding the programs and running them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, bail};
+
+/// The programs under test.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// `farlight-agent`.
+    pub agent: PathBuf,
+    /// `farlight-cloud`.
+    pub cloud: PathBuf,
+    /// `farlight`.
+    pub operator: PathBuf,
+}
+
+/// The folder with the workspace's `Cargo.toml`.
+pub fn workspace_root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().and_then(Path::parent).unwrap_or(here).to_path_buf()
+}
+
+impl Programs {
+    /// The programs beside the running one: `target/‹profile›/`, also from `target/‹profile›/deps/`.
+    ///
+    /// # Errors
+    /// When one is not built.
+    pub fn find() -> anyhow::Result<Self> {
+        let own = std::env::current_exe().context("find own program")?;
+        let mut folder = own.parent().context("own program has no folder")?;
+        if folder.ends_with("deps") {
+            folder = folder.parent().context("deps has no parent")?;
+        }
+        let program = |name: &str| -> anyhow::Result<PathBuf> {
+            let path = folder.join(name);
+            if !path.is_file() {
+                bail!("{} is not built; run: cargo build --workspace --bins", path.display());
+            }
+            Ok(path)
+        };
+        Ok(Self {
+            agent: program("farlight-agent")?,
+            cloud: program("farlight-cloud")?,
+            operator: program("farlight")?,
+        })
+    }
+}
+
+/// A child process that is killed with its owner.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    what: String,
+}
+
+impl Process {
+    /// Starts a program; its log goes to `log`.
+    pub(crate) fn start(what: &str, command: &mut Command, log: &Path) -> anyhow::Result<Self> {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .with_context(|| format!("open {}", log.display()))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {what}"))?;
+        Ok(Self { child, what: what.to_owned() })
+    }
+
+    pub(crate) fn stdout(&mut self) -> anyhow::Result<std::process::ChildStdout> {
+        self.child.stdout.take().with_context(|| format!("{} has no output left", self.what))
+    }
+
+    pub(crate) fn exited(&mut self) -> anyhow::Result<Option<std::process::ExitStatus>> {
+        self.child.try_wait().with_context(|| format!("look at {}", self.what))
+    }
+
+    /// SIGKILL: no chance to clean up.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill().with_context(|| format!("kill {}", self.what))?;
+        self.child.wait().with_context(|| format!("wait for {}", self.what))?;
+        Ok(())
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
+        let pid = self.child.id().to_string();
+        Command::new("kill").arg(&pid).status().context("send SIGTERM")?;
+        let what = format!("{} ends", self.what);
+        crate::until(&what, std::time::Duration::from_secs(20), async || self.exited()).await?;
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
