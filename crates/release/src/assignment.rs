@@ -215,3 +215,81 @@ fn check(assignment: &Assignment) -> Result<(), AssignmentError> {
 fn too_large(length: usize) -> AssignmentError {
     AssignmentError::Malformed(format!("{length} bytes, at most {MAX_ASSIGNMENT} are allowed"))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(seed: u8) -> KeyPair {
+        KeyPair::from_seed(&[seed; 32])
+    }
+
+    fn assignment(sequence: u64) -> Assignment {
+        Assignment {
+            device: "gw-1".parse().unwrap(),
+            sequence,
+            issued: Millis(1),
+            expires: Millis(1000),
+            models: vec![ModelAssignment {
+                release: "a/1.0.0".parse().unwrap(),
+                rollout: Some("r-1".parse().unwrap()),
+                probation: Probation { duration: Millis(5), min_requests: 3 },
+            }],
+        }
+    }
+
+    fn code(bytes: &[u8], device: &str, now: u64, last: Option<&Last>) -> &'static str {
+        let keys = [key(8).public(), key(7).public()];
+        verify(bytes, &keys, &device.parse().unwrap(), Millis(now), last).map_or_else(|e| e.code(), |_| "yes")
+    }
+
+    #[test]
+    fn each_wrong_assignment_is_refused_with_its_own_code() {
+        let bytes = sign(&assignment(5), &key(7)).unwrap();
+        let verified = verify(&bytes, &[key(7).public()], &"gw-1".parse().unwrap(), Millis(2), None).unwrap();
+        assert_eq!(*verified, assignment(5));
+        let last = verified.last();
+        assert_eq!(code(&bytes, "gw-1", 2, Some(&last)), "yes");
+        assert_eq!(code(&bytes, "gw-2", 2, None), "assignment.wrong_device");
+        assert_eq!(code(&bytes, "gw-1", 1000, None), "assignment.expired");
+        let forged = sign(&assignment(6), &key(66)).unwrap();
+        assert_eq!(code(&forged, "gw-1", 2, None), "assignment.signature");
+        let older = sign(&assignment(4), &key(7)).unwrap();
+        assert_eq!(code(&older, "gw-1", 2, Some(&last)), "assignment.replayed");
+        let other = sign(&Assignment { models: vec![], ..assignment(5) }, &key(7)).unwrap();
+        assert_eq!(code(&other, "gw-1", 2, Some(&last)), "assignment.replayed");
+        let newer = sign(&assignment(6), &key(8)).unwrap();
+        assert_eq!(code(&newer, "gw-1", 2, Some(&last)), "yes");
+        let mut twice = assignment(7);
+        twice.models.push(twice.models[0].clone());
+        assert_eq!(sign(&twice, &key(7)).unwrap_err().code(), "assignment.malformed");
+        assert_eq!(code(&vec![b' '; MAX_ASSIGNMENT + 1], "gw-1", 2, None), "assignment.malformed");
+    }
+
+    #[test]
+    fn other_documents_by_the_same_key_are_no_assignments() {
+        let other = serde_json::json!({ "_type": "timestamp", "device": "gw-1" });
+        let bytes = envelope::seal(&other, &[&key(7)]).unwrap();
+        assert_eq!(code(&bytes, "gw-1", 2, None), "assignment.malformed");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert_ne!(code(&bytes, "gw-1", 2, None), "yes");
+        }
+
+        #[test]
+        fn no_changed_byte_is_accepted_as_something_else(at: prop::sample::Index, to: u8) {
+            let good = sign(&assignment(5), &key(7)).unwrap();
+            let mut bytes = good.clone();
+            let at = at.index(bytes.len());
+            bytes[at] = to;
+            if let Ok(read) = verify(&bytes, &[key(7).public()], &"gw-1".parse().unwrap(), Millis(2), None) {
+                prop_assert_eq!(&*read, &assignment(5));
+            }
+        }
+    }
+}

@@ -2,6 +2,8 @@
 //! `‹model›/‹version›.json`; everything below trusts it only as `Verified<Manifest>`.
 
 pub mod check;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 

@@ -68,17 +68,17 @@ impl VerifyError {
 #[derive(Debug, Clone)]
 pub struct Client {
     root: TrustedRoot,
-    timestamp: Option<Held<Timestamp>>,
-    snapshot: Option<Held<Snapshot>>,
-    targets: Option<Held<Targets>>,
+    pub(super) timestamp: Option<Held<Timestamp>>,
+    pub(super) snapshot: Option<Held<Snapshot>>,
+    pub(super) targets: Option<Held<Targets>>,
     stage: Stage,
 }
 
 /// A verified document with its bytes: they are verified again when the root changes.
 #[derive(Debug, Clone)]
-struct Held<T> {
+pub(super) struct Held<T> {
     document: Verified<T>,
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// Where a refresh stands. `started` is the time all expiry is judged by (5.1).
