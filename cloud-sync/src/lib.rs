@@ -8,6 +8,7 @@ pub mod clock;
 pub mod enrol;
 pub mod exit;
 pub mod files;
+pub mod learning;
 pub mod registry;
 pub mod service;
 pub mod settings;

@@ -10,6 +10,7 @@ pub mod output;
 pub mod release;
 pub mod repo;
 pub mod trust;
+pub mod train;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -44,6 +45,9 @@ enum Command {
     /// Build, sign, publish and list releases
     #[command(subcommand)]
     Release(release::Command),
+    /// Train models
+    #[command(subcommand)]
+    Train(train::Command),
 }
 
 /// Reads the arguments, runs the command, says what went wrong and how the process is to end.
@@ -69,5 +73,6 @@ async fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Keys(command) => keys::run(command, context),
         Command::Repo(command) => repo::run(command, context).await,
         Command::Release(command) => release::run(command, context).await,
+        Command::Train(command) => train::run(command, context).await,
     }
 }

@@ -130,6 +130,17 @@ impl Pipeline {
         self.elements
     }
 
+    /// The tensor that the engine sees for one raw input, after contract and preprocessing: what a
+    /// trainer of the same graph must be fed.
+    ///
+    /// # Errors
+    /// [`RunError`] for a wrong length or a refused contract violation.
+    pub fn prepare(&self, raw: &[f32]) -> Result<Vec<f32>, RunError> {
+        let mut input = Vec::with_capacity(self.elements);
+        prepare(&self.manifest, self.elements, raw, &mut input)?;
+        Ok(input)
+    }
+
     /// A worker with a state of its own.
     ///
     /// # Errors
@@ -163,23 +174,29 @@ impl Worker {
     /// # Errors
     /// [`RunError`] for a wrong length, a refused contract violation, or an engine failure.
     pub fn run(&mut self, raw: &[f32]) -> Result<Prediction, RunError> {
-        if raw.len() != self.elements {
-            return Err(RunError::Length { got: raw.len(), expected: self.elements });
-        }
         let manifest = &*self.manifest;
-        self.input.clear();
-        self.input.extend_from_slice(raw);
-        let violations = contract::check(&manifest.input, &mut self.input);
-        if contract::refuses(&manifest.input, violations) {
-            let (min, max) = (manifest.input.min, manifest.input.max);
-            return Err(RunError::Contract { violations, min, max });
-        }
-        steps::preprocess(&manifest.pre, &manifest.input.shape, &mut self.input);
+        let violations = prepare(manifest, self.elements, raw, &mut self.input)?;
         let mut outputs = Vec::new();
         self.state.run(&self.input, &mut outputs)?;
         let threshold = steps::postprocess(&manifest.post, &mut outputs);
         Ok(judge(manifest.task, outputs, threshold, violations))
     }
+}
+
+/// Puts the engine's input for `raw` into `input` and says how many elements broke the contract.
+fn prepare(manifest: &Manifest, elements: usize, raw: &[f32], input: &mut Vec<f32>) -> Result<u32, RunError> {
+    if raw.len() != elements {
+        return Err(RunError::Length { got: raw.len(), expected: elements });
+    }
+    input.clear();
+    input.extend_from_slice(raw);
+    let violations = contract::check(&manifest.input, input);
+    if contract::refuses(&manifest.input, violations) {
+        let (min, max) = (manifest.input.min, manifest.input.max);
+        return Err(RunError::Contract { violations, min, max });
+    }
+    steps::preprocess(&manifest.pre, &manifest.input.shape, input);
+    Ok(violations)
 }
 
 fn judge(task: Task, outputs: Vec<f32>, threshold: Option<f32>, violations: u32) -> Prediction {
