@@ -9,8 +9,8 @@ pub mod keys;
 pub mod output;
 pub mod release;
 pub mod repo;
-pub mod trust;
 pub mod train;
+pub mod trust;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,7 +1,6 @@
 //! Learning in the cloud: data set snapshots, training jobs in a child process, and the gate that
 //! re-scores base and candidate with the fleet's own engine. The arithmetic is `farlight-training`.
 
-pub mod base;
 pub mod plan;
 pub mod recipe;
 pub mod score;

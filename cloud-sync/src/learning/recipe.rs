@@ -1,16 +1,11 @@
-//! The two files beside a model: `release.toml` (how a release of it is described) and `recipe.toml`
-//! (how it is trained), and the data they name. Offline commands and the release builder read them.
+//! `recipe.toml` beside a model: how it is trained and on which data. Offline commands and the import
+//! of data sets read it; `release.toml` belongs to the release builder.
 
 use std::path::{Path, PathBuf};
 
-use farlight_release::manifest::{
-    Blob, Budgets, FORMAT, Lineage, Manifest, PostStep, PreStep, Profile, Requires, Sampling, Task,
-    TensorSpec, Variant,
-};
-use farlight_training::data::recordings::{Recordings, Selection, Side};
+use farlight_training::data::recordings::{Recordings, Selection};
 use farlight_training::data::{DataError, images};
 use farlight_training::{Network, Part, Samples, Settings};
-use farlight_wire::{ModelName, ReleaseId};
 use serde::{Deserialize, Serialize};
 
 /// Name of the training recipe in a model's folder.
@@ -49,51 +44,6 @@ pub enum RecipeError {
         #[source]
         source: DataError,
     },
-}
-
-/// `release.toml`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ReleaseRecipe {
-    /// The model.
-    pub model: ModelName,
-    /// What it does.
-    pub task: Task,
-    /// Class names.
-    pub labels: Vec<String>,
-    /// Precision of the file.
-    pub precision: String,
-    /// Largest absolute difference a golden output may have on the device.
-    pub golden_tolerance: f32,
-    /// The input.
-    pub input: TensorSpec,
-    /// Steps before the engine.
-    #[serde(default)]
-    pub pre: Vec<PreStep>,
-    /// Steps after the engine.
-    #[serde(default)]
-    pub post: Vec<PostStep>,
-    /// What it may cost.
-    pub budgets: Budgets,
-    /// Which inputs to keep.
-    pub sampling: Sampling,
-    /// What it needs.
-    #[serde(default)]
-    pub requires: Requires,
-    /// What profile and golden vectors are computed on.
-    pub reference: Reference,
-}
-
-/// What profile and golden vectors are computed on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Reference {
-    /// Names of the channels, for the features of the profile.
-    pub channels: Vec<String>,
-    /// Number of golden vectors.
-    pub golden: usize,
-    /// The inputs.
-    pub data: Source,
 }
 
 /// `recipe.toml`.
@@ -138,7 +88,7 @@ pub struct Reported {
 
 /// Where samples are, by paths relative to the recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "source", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "format", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Source {
     /// Windows of sensor recordings.
     Recordings {
@@ -146,16 +96,8 @@ pub enum Source {
         array: PathBuf,
         /// Its index.
         index: PathBuf,
-        /// Arm.
-        side: Side,
-        /// People.
-        subjects: Vec<u32>,
-        /// Half of each recording.
-        part: Part,
-        /// Samples in a window.
-        window: usize,
-        /// Samples from one window to the next.
-        stride: usize,
+        /// Which windows.
+        select: Selection,
     },
     /// Small images.
     Images {
@@ -185,17 +127,11 @@ impl Source {
     /// [`RecipeError`] naming the file.
     pub fn read(&self, folder: &Path) -> Result<Samples, RecipeError> {
         match self {
-            Self::Recordings { array, index, side, subjects, part, window, stride } => {
+            Self::Recordings { array, index, select } => {
                 let path = folder.join(array);
                 let recordings = Recordings::parse(&read(&path)?, &read(&folder.join(index))?)
                     .map_err(|source| RecipeError::Data { path, source })?;
-                Ok(recordings.windows(&Selection {
-                    side: *side,
-                    subjects: subjects.clone(),
-                    part: *part,
-                    window: *window,
-                    stride: *stride,
-                }))
+                Ok(recordings.windows(select))
             }
             Self::Images { images: array, labels, part } => {
                 let path = folder.join(array);
@@ -220,43 +156,5 @@ impl TrainingRecipe {
             })?;
         }
         Ok(recipe)
-    }
-}
-
-impl ReleaseRecipe {
-    /// Reads `release.toml`.
-    ///
-    /// # Errors
-    /// [`RecipeError`] naming the file and the key.
-    pub fn read(path: &Path) -> Result<Self, RecipeError> {
-        parse(path)
-    }
-
-    /// A manifest without profile and golden vectors: enough to load the pipeline, so that those
-    /// can be computed, and to score a model offline.
-    pub fn draft(&self, version: semver::Version, file: Blob) -> Manifest {
-        let nothing = Blob { id: String::new(), length: 0, chunks: Vec::new() };
-        Manifest {
-            format: FORMAT,
-            release: ReleaseId::new(self.model.clone(), version),
-            task: self.task,
-            input: self.input.clone(),
-            pre: self.pre.clone(),
-            post: self.post.clone(),
-            labels: self.labels.clone(),
-            variants: vec![Variant { precision: self.precision.clone(), format: "onnx".into(), blob: file }],
-            golden: nothing,
-            golden_tolerance: self.golden_tolerance,
-            profile: Profile {
-                features: Vec::new(),
-                score_edges: Vec::new(),
-                score_counts: Vec::new(),
-                class_counts: Vec::new(),
-            },
-            budgets: self.budgets.clone(),
-            sampling: self.sampling.clone(),
-            requires: self.requires.clone(),
-            lineage: Lineage::default(),
-        }
     }
 }

@@ -1,14 +1,16 @@
 //! `farlight train`: makes reference models from their recipes, offline, and runs training jobs in the
 //! cloud.
 
+mod base;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use self::base::{BaseError, Measured};
 use super::context::Context;
 use super::error::CliError;
 use super::{files, output};
-use crate::learning::base::{self, BaseError, Measured};
 use crate::learning::recipe::MODEL;
 
 /// Commands on training.
@@ -53,6 +55,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), CliEr
 fn offline(error: BaseError) -> CliError {
     match error {
         BaseError::Recipe(error) => CliError::file(error.to_string()),
+        BaseError::Release(error) => error,
         error => CliError::failure(error.to_string()),
     }
 }

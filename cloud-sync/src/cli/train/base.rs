@@ -10,11 +10,14 @@ use farlight_release::manifest::Manifest;
 use farlight_training::fit::Epoch;
 use farlight_training::random::Random;
 use farlight_training::{Examples, FitError, Samples, fit};
+use farlight_wire::ReleaseId;
 use serde::Serialize;
 
-use super::plan::{self, Labelled};
-use super::recipe::{RECIPE, RELEASE, RecipeError, ReleaseRecipe, TrainingRecipe};
-use super::score::{self, ScoreError};
+use crate::cli::error::CliError;
+use crate::cli::release::recipe::Recipe;
+use crate::learning::plan::{self, Labelled};
+use crate::learning::recipe::{RECIPE, RELEASE, RecipeError, TrainingRecipe};
+use crate::learning::score::{self, ScoreError};
 
 /// One in so many training samples chooses the best epoch instead of training.
 const VALIDATION_SHARE: usize = 10;
@@ -25,6 +28,9 @@ pub enum BaseError {
     /// The recipe or its data.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// The release recipe.
+    #[error(transparent)]
+    Release(#[from] CliError),
     /// The training.
     #[error(transparent)]
     Fit(#[from] FitError),
@@ -82,27 +88,25 @@ pub struct Recovery {
 struct Folder<'a> {
     path: &'a Path,
     recipe: TrainingRecipe,
-    release: ReleaseRecipe,
+    release: Recipe,
 }
 
 impl<'a> Folder<'a> {
-    fn open(path: &'a Path) -> Result<Self, RecipeError> {
+    fn open(path: &'a Path) -> Result<Self, BaseError> {
         let recipe = TrainingRecipe::read(&path.join(RECIPE))?;
-        let release = ReleaseRecipe::read(&path.join(RELEASE))?;
+        let release = Recipe::load(&path.join(RELEASE))?;
         let (network, declared) = (recipe.network.input(), &release.input.shape);
         if network != *declared || recipe.network.classes() != release.labels.len() {
-            return Err(RecipeError::Wrong {
-                path: path.join(RECIPE),
-                why: format!(
-                    "network takes {network:?}, release.toml declares {declared:?}, or labels differ"
-                ),
-            });
+            let why =
+                format!("network takes {network:?}, release.toml declares {declared:?}, or labels differ");
+            return Err(RecipeError::Wrong { path: path.join(RECIPE), why }.into());
         }
         Ok(Self { path, recipe, release })
     }
 
     fn manifest(&self, onnx: &[u8]) -> Manifest {
-        self.release.draft(semver::Version::new(0, 0, 0), blob::describe(onnx))
+        let release = ReleaseId::new(self.release.model.clone(), semver::Version::new(0, 0, 0));
+        self.release.draft(release, blob::describe(onnx))
     }
 
     fn measure(&self, onnx: &[u8]) -> Result<Vec<Measured>, BaseError> {
