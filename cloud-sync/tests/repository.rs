@@ -1,0 +1,249 @@
+//! The registry on a real folder and database: what it publishes, a device's client accepts; what was
+//! tampered with or rolled back, registry and client refuse. No network: the client reads the files.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::path::Path;
+
+use farlight_cloud::registry::{Registry, RegistryError};
+use farlight_cloud::store::Store;
+use farlight_release::blob::describe;
+use farlight_release::key::KeyPair;
+use farlight_release::manifest::Manifest;
+use farlight_release::tuf::signer::{self, RootSigners, Signers};
+use farlight_release::tuf::{ASSIGNMENT_KEYS, Client, Root, Step, Targets, TufError};
+use farlight_wire::{Millis, ReleaseId};
+
+const MODEL: &[u8] = b"model bytes";
+const DAYS: Millis = Millis::from_secs(90 * 86_400);
+
+fn now() -> Millis {
+    farlight_cloud::clock::now()
+}
+
+/// A registry in a temporary folder, with the operator's offline keys.
+struct Operator {
+    folder: tempfile::TempDir,
+    registry: Registry,
+    root_key: KeyPair,
+    targets_key: KeyPair,
+    targets: Targets,
+}
+
+impl Operator {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = open(folder.path()).await;
+        let targets = Targets::new(1, now().plus(DAYS));
+        let (root_key, targets_key) = (KeyPair::from_seed(&[1; 32]), KeyPair::from_seed(&[2; 32]));
+        let mut new = Self { folder, registry, root_key, targets_key, targets };
+        let keys = new.registry.online_keys().await;
+        let signers = RootSigners {
+            root: Signers::one(new.root_key.public()),
+            targets: Signers::one(new.targets_key.public()),
+            snapshot: Signers::one(keys.snapshot),
+            timestamp: Signers::one(keys.timestamp),
+        };
+        let root = signer::sign(&Root::new(1, now().plus(DAYS), &signers), &[&new.root_key]).unwrap();
+        let assignment = signer::assignment_keys(&[keys.assignment]).unwrap();
+        new.targets.add(ASSIGNMENT_KEYS, &assignment);
+        let targets = signer::sign(&new.targets, &[&new.targets_key]).unwrap();
+        new.registry.init_root(root, targets, assignment, "test").await.unwrap();
+        fs::write(new.repo().join("blobs").join(describe(MODEL).id), MODEL).unwrap();
+        new
+    }
+
+    fn repo(&self) -> std::path::PathBuf {
+        self.folder.path().join("repo")
+    }
+
+    /// Signs the next targets with this manifest added, by `key`.
+    fn sign(&mut self, manifest: &[u8], key: &KeyPair) -> Vec<u8> {
+        let release = Manifest::parse_checked(manifest).unwrap().release;
+        self.targets.version += 1;
+        self.targets.add(release.target_path(), manifest);
+        signer::sign(&self.targets, &[key]).unwrap()
+    }
+
+    async fn publish(&mut self, version: &str) -> Result<Vec<u8>, RegistryError> {
+        let manifest = manifest(version);
+        let key = self.targets_key.clone();
+        let targets = self.sign(&manifest, &key);
+        self.registry.publish(targets, manifest.clone(), "test").await.map(|_| manifest)
+    }
+
+    fn client(&self) -> Client {
+        Client::new(&fs::read(self.repo().join("metadata/1.root.json")).unwrap()).unwrap()
+    }
+
+    fn refresh(&self, client: &mut Client) -> Result<(), TufError> {
+        client.begin_refresh(now());
+        while let Step::Fetch { path, .. } = client.next() {
+            client.supply(fs::read(self.repo().join(path)).ok().as_deref())?;
+        }
+        Ok(())
+    }
+}
+
+async fn open(folder: &Path) -> Registry {
+    let url = format!("sqlite://{}?mode=rwc", folder.join("cloud.db").display());
+    Registry::open(folder, Store::open(&url).await.unwrap()).await.unwrap()
+}
+
+fn manifest(version: &str) -> Vec<u8> {
+    let blob = describe(MODEL);
+    serde_json::to_vec(&serde_json::json!({
+        "format": 1, "release": format!("m/{version}"), "task": "classification",
+        "input": {"name": "x", "datatype": "FP32", "shape": [1], "min": 0.0, "max": 1.0, "on_violation": "flag"},
+        "pre": [], "post": [{"step": "softmax"}], "labels": ["a", "b"],
+        "variants": [{"precision": "fp32", "format": "onnx", "blob": blob}],
+        "golden": blob, "golden_tolerance": 0.001,
+        "profile": {"features": [], "score_edges": [], "score_counts": [0], "class_counts": [0, 0]},
+        "budgets": {"memory_kib": 1, "p95_us": 1},
+        "sampling": {"hard_permille": 0, "control_permille": 0, "bytes_per_day": 0},
+        "requires": {}, "lineage": {}
+    }))
+    .unwrap()
+}
+
+fn id(version: &str) -> ReleaseId {
+    format!("m/{version}").parse().unwrap()
+}
+
+fn code(error: &RegistryError) -> &'static str {
+    match error {
+        RegistryError::Tuf(error) => error.code(),
+        RegistryError::Immutable(_) => "registry.immutable",
+        RegistryError::MissingBlob(_) => "registry.missing_blob",
+        RegistryError::Refused(_) => "registry.refused",
+        RegistryError::Initialised => "registry.initialised",
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn what_is_published_is_what_a_device_accepts() {
+    let mut operator = Operator::new().await;
+    let bytes = operator.publish("1.0.0").await.unwrap();
+    let mut client = operator.client();
+    operator.refresh(&mut client).unwrap();
+    client.check_fresh(now()).unwrap();
+    let file = client.target_file(&id("1.0.0").target_path()).unwrap();
+    let served = fs::read(operator.repo().join("targets").join(file)).unwrap();
+    assert_eq!(served, bytes);
+    assert_eq!(client.verify_manifest(&id("1.0.0"), &served).unwrap().release, id("1.0.0"));
+    let keys = client.target_file(ASSIGNMENT_KEYS).unwrap();
+    let keys = fs::read(operator.repo().join("targets").join(keys)).unwrap();
+    let expected = vec![operator.registry.assignment_key().public()];
+    assert_eq!(client.assignment_keys(&keys), Ok(expected));
+    let records = operator.registry.releases(Some("m")).await.unwrap();
+    assert_eq!(records.len(), 1);
+    assert_eq!(records[0].manifest_sha256, farlight_release::digest::sha256(&bytes));
+}
+
+#[tokio::test]
+async fn the_same_upload_again_changes_nothing_and_a_restart_finds_everything() {
+    let mut operator = Operator::new().await;
+    let bytes = operator.publish("1.0.0").await.unwrap();
+    let targets = signer::sign(&operator.targets, &[&operator.targets_key]).unwrap();
+    let before = fs::read(operator.repo().join("metadata/timestamp.json")).unwrap();
+    operator.registry.publish(targets, bytes, "test").await.unwrap();
+    assert_eq!(fs::read(operator.repo().join("metadata/timestamp.json")).unwrap(), before);
+    // A crash between the files and the database: the row is made at the next start.
+    fs::remove_file(operator.folder.path().join("cloud.db")).unwrap();
+    operator.registry = open(operator.folder.path()).await;
+    assert_eq!(operator.registry.releases(None).await.unwrap().len(), 1);
+    assert!(operator.registry.newest_root().await.is_some());
+    operator.publish("1.1.0").await.unwrap();
+    assert_eq!(operator.registry.status().await.unwrap().roles["targets"].version, 3);
+}
+
+#[tokio::test]
+async fn a_stolen_cloud_cannot_publish() {
+    let mut operator = Operator::new().await;
+    operator.publish("1.0.0").await.unwrap();
+    let before = fs::read(operator.repo().join("metadata/timestamp.json")).unwrap();
+    let thief = operator.registry.assignment_key().clone();
+    let bytes = manifest("6.6.6");
+    let targets = operator.sign(&bytes, &thief);
+    let error = operator.registry.publish(targets, bytes, "thief").await.unwrap_err();
+    assert_eq!(code(&error), "tuf.signature");
+    let mut client = operator.client();
+    operator.refresh(&mut client).unwrap();
+    assert_eq!(client.permits(&id("6.6.6")).unwrap_err().code(), "tuf.unknown_target");
+    assert_eq!(fs::read(operator.repo().join("metadata/timestamp.json")).unwrap(), before);
+}
+
+#[tokio::test]
+async fn uploads_that_do_not_hold_together_are_refused() {
+    let mut operator = Operator::new().await;
+    operator.publish("1.0.0").await.unwrap();
+    let key = operator.targets_key.clone();
+    let good = operator.targets.clone();
+
+    // Another content under a published version.
+    let mut changed = manifest("1.0.0");
+    changed.push(b' ');
+    let targets = operator.sign(&changed, &key);
+    let error = operator.registry.publish(targets, changed, "test").await.unwrap_err();
+    assert_eq!(code(&error), "registry.immutable");
+
+    // A target that nobody uploaded.
+    operator.targets = good.clone();
+    operator.targets.add("m/9.0.0.json", b"?");
+    let bytes = manifest("1.1.0");
+    let targets = operator.sign(&bytes, &key);
+    let error = operator.registry.publish(targets, bytes, "test").await.unwrap_err();
+    assert_eq!(code(&error), "registry.refused");
+
+    // An older version of the targets.
+    operator.targets = good.clone();
+    operator.targets.version = 0;
+    let bytes = manifest("1.1.0");
+    let targets = operator.sign(&bytes, &key);
+    let error = operator.registry.publish(targets, bytes, "test").await.unwrap_err();
+    assert_eq!(code(&error), "tuf.rollback");
+
+    // A blob that was not uploaded.
+    operator.targets = good;
+    fs::remove_file(operator.repo().join("blobs").join(describe(MODEL).id)).unwrap();
+    assert_eq!(code(&operator.publish("1.1.0").await.unwrap_err()), "registry.missing_blob");
+
+    // Another root.
+    let root = fs::read(operator.repo().join("metadata/1.root.json")).unwrap();
+    let other = signer::add_signature(&root, &KeyPair::from_seed(&[9; 32])).unwrap();
+    let error = operator.registry.init_root(other, vec![], vec![], "test").await.unwrap_err();
+    assert_eq!(code(&error), "registry.initialised");
+}
+
+#[tokio::test]
+async fn a_tampered_manifest_and_a_replayed_repository_are_refused_by_the_device() {
+    let mut operator = Operator::new().await;
+    operator.publish("1.0.0").await.unwrap();
+    let old = fs::read(operator.repo().join("metadata/timestamp.json")).unwrap();
+    let bytes = operator.publish("1.1.0").await.unwrap();
+    let mut client = operator.client();
+    operator.refresh(&mut client).unwrap();
+
+    let mut tampered = bytes.clone();
+    let at = tampered.iter().position(|byte| *byte == b'1').unwrap();
+    tampered[at] = b'2';
+    let error = client.verify_manifest(&id("1.1.0"), &tampered).unwrap_err();
+    assert_eq!(error.code(), "tuf.hash_mismatch");
+
+    let timestamp = operator.repo().join("metadata/timestamp.json");
+    let new = fs::read(&timestamp).unwrap();
+    fs::write(&timestamp, old).unwrap();
+    assert_eq!(operator.refresh(&mut client).unwrap_err().code(), "tuf.rollback");
+    fs::write(&timestamp, new).unwrap();
+
+    let targets = operator.repo().join("metadata/3.targets.json");
+    let mut bad = fs::read(&targets).unwrap();
+    let last = bad.len() - 10;
+    bad[last] ^= 1;
+    fs::write(&targets, bad).unwrap();
+    let mut fresh = operator.client();
+    assert_eq!(operator.refresh(&mut fresh).unwrap_err().code(), "tuf.hash_mismatch");
+    assert_eq!(fresh.targets(), Err(TufError::Incomplete));
+}
