@@ -161,9 +161,10 @@ async fn adopt(args: &Init, api: &Api, root: &[u8], pairs: &[KeyPair]) -> Result
         )
         .hint("use the folder of keys that it was made with"));
     }
-    if Trust::refresh(&args.keys, api).await.is_err() {
+    if !Trust::exists(&args.keys) {
         Trust::begin(&args.keys, root)?;
     }
+    Trust::refresh(&args.keys, api).await?;
     api.get("/api/v1/repo").await
 }
 

@@ -34,6 +34,11 @@ impl Trust {
         files::write(&folder.join(Role::Root.file()), root)
     }
 
+    /// Whether there is a copy beside the keys.
+    pub fn exists(keys: &Path) -> bool {
+        keys.join(FOLDER).join(Role::Root.file()).is_file()
+    }
+
     /// Opens the copy beside the keys and refreshes it from the cloud.
     ///
     /// # Errors
