@@ -147,7 +147,9 @@ async fn init(args: &Init, api: &Api) -> Result<Status, CliError> {
         targets: STANDARD.encode(targets),
         assignment_keys: STANDARD.encode(assignment_keys),
     };
-    api.post("/api/v1/repo/init", &request).await
+    let status = api.post("/api/v1/repo/init", &request).await?;
+    Trust::refresh(&args.keys, api).await?;
+    Ok(status)
 }
 
 /// The repository exists: fine, if it is that of these keys.
@@ -176,7 +178,11 @@ async fn refresh(args: &Refresh, api: &Api) -> Result<Status, CliError> {
     targets.expires = trust::in_days(args.days);
     let bytes = sign_targets(&targets, &pairs)?;
     trust.check(&bytes)?;
-    api.post("/api/v1/repo/targets", &TargetsRequest { targets: STANDARD.encode(bytes) }).await
+    let request = TargetsRequest { targets: STANDARD.encode(bytes) };
+    let status = api.post("/api/v1/repo/targets", &request).await?;
+    // What was just published is the least that is accepted from now on.
+    Trust::refresh(&args.keys, api).await?;
+    Ok(status)
 }
 
 /// Signs targets with all keys at hand.
