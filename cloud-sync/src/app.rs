@@ -4,7 +4,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
+use crate::broker::Access;
 use crate::enrol::Authority;
+use crate::ingest::{Changes, Link};
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::settings::Settings;
 use crate::store::Store;
@@ -25,6 +30,14 @@ pub struct App {
     pub authority: Authority,
     /// The registry of releases.
     pub registry: Registry,
+    /// Who is connected to the embedded broker.
+    pub access: Arc<Access>,
+    /// The connection to the broker.
+    pub link: Link,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// What happened since the rollout driver last looked; waking it is changing this.
+    pub changes: watch::Sender<Changes>,
 }
 
 /// Where the service listens.

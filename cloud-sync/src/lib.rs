@@ -3,13 +3,21 @@
 
 pub mod api;
 pub mod app;
+pub mod broker;
+pub mod cases;
 pub mod cli;
 pub mod clock;
+pub mod devices;
+pub mod drift;
 pub mod enrol;
 pub mod exit;
 pub mod files;
+pub mod ingest;
 pub mod learning;
+pub mod metrics;
 pub mod registry;
+pub mod retention;
+pub mod rollouts;
 pub mod service;
 pub mod settings;
 pub mod store;

@@ -9,17 +9,26 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
 use crate::api::{self, ApiError, Query, Server};
 use crate::app::{Addresses, App, Shared};
-use crate::enrol::Authority;
+use crate::broker::{Access, Broker, Front, SERVICE_USER};
+use crate::devices;
+use crate::enrol::{Authority, Secret};
 use crate::exit::Exit;
 use crate::files;
+use crate::ingest::{Changes, Ingest, Link, LinkSettings};
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::settings::Settings;
 use crate::store::{self, AuditEntry, Store};
+use crate::{drift, retention, rollouts};
+
+/// Messages between the broker and the writer: at most 64 MiB of payload.
+const INCOMING: usize = 512;
 
 /// A service that could not start or go on: how the process ends, and what to say.
 pub type Failure = (Exit, String);
@@ -62,6 +71,7 @@ pub struct Service {
     /// The shared state.
     pub app: Shared,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    broker: Broker,
 }
 
 impl Service {
@@ -89,12 +99,48 @@ impl Service {
         api::prepare_operator(&store, &settings.data, addresses.url(), authority.ca_pem().to_owned())
             .await
             .map_err(unavailable)?;
-        let app = Arc::new(App { settings, addresses, store, authority, registry });
-        let tasks = vec![
+        let secret = Secret::generate();
+        let access = Arc::new(Access::new(&secret));
+        let broker = Broker::start(Arc::clone(&access)).await.map_err(unavailable)?;
+        let front = Front::new(
+            authority.server(&settings.hosts).map_err(unavailable)?,
+            authority.ca_der().map_err(unavailable)?,
+            broker.address(),
+            Arc::clone(&access),
+            store.clone(),
+        )
+        .map_err(unavailable)?;
+        let metrics = Arc::new(Metrics::default());
+        let (incoming, messages) = mpsc::channel(INCOMING);
+        let link_settings = LinkSettings {
+            host: broker.address().ip().to_string(),
+            port: broker.address().port(),
+            credentials: (SERVICE_USER.to_owned(), secret.reveal().to_owned()),
+        };
+        let (link, drive_link) = Link::new(link_settings, incoming, Arc::clone(&metrics), shutdown.clone());
+        let (changes, _) = watch::channel(Changes::default());
+        let ingest = Ingest {
+            store: store.clone(),
+            link: link.clone(),
+            metrics: Arc::clone(&metrics),
+            changes: changes.clone(),
+        };
+        let app =
+            Arc::new(App { settings, addresses, store, authority, registry, access, link, metrics, changes });
+        devices::all_offline(&app.store).await.map_err(unavailable)?;
+        let mut tasks = vec![
+            tokio::spawn(drive_link),
+            tokio::spawn(ingest.run(messages)),
             tokio::spawn(app.registry.clone().keep_fresh(shutdown.clone())),
-            tokio::spawn(server.serve(api::router(Arc::clone(&app)), shutdown)),
+            tokio::spawn(rollouts::drive(Arc::clone(&app), shutdown.clone())),
+            tokio::spawn(drift::watch(Arc::clone(&app), shutdown.clone())),
+            tokio::spawn(retention::enforce(Arc::clone(&app), shutdown.clone())),
         ];
-        Ok(Self { app, tasks })
+        // Devices may come only when their messages can be stored.
+        app.link.up().await.map_err(unavailable)?;
+        tasks.push(tokio::spawn(front.serve(mqtt, shutdown.clone())));
+        tasks.push(tokio::spawn(server.serve(api::router(Arc::clone(&app)), shutdown)));
+        Ok(Self { app, tasks, broker })
     }
 
     /// Says on standard output, as one line of JSON, that the service is ready and where.
@@ -116,6 +162,7 @@ impl Service {
         for task in self.tasks {
             let _ = task.await;
         }
+        self.broker.end().await;
         self.app.store.close().await;
     }
 }
@@ -155,4 +202,11 @@ pub async fn audit_log(
     Query(query): Query<AuditQuery>,
 ) -> Result<Json<Vec<AuditEntry>>, ApiError> {
     Ok(Json(store::audit_entries(&app.store, query.limit).await?))
+}
+
+/// Metrics in Prometheus' text format; needs an operator's token like the API.
+pub async fn metrics(State(app): State<Shared>, headers: axum::http::HeaderMap) -> Result<String, ApiError> {
+    api::operator_of(&app, &headers).await?;
+    app.metrics.devices_online.set(i64::try_from(app.access.sessions.count()).unwrap_or(i64::MAX));
+    app.metrics.text().map_err(ApiError::internal)
 }

@@ -22,6 +22,7 @@ use crate::app::Shared;
 use crate::enrol;
 use crate::registry;
 use crate::service;
+use crate::{cases, devices, drift, rollouts};
 
 /// Largest JSON request body in bytes; routes that take files say their own limit.
 pub const MAX_BODY: usize = 1024 * 1024;
@@ -29,7 +30,17 @@ pub const MAX_BODY: usize = 1024 * 1024;
 /// All routes of the service.
 pub fn router(app: Shared) -> Router {
     let operator = Router::new()
-        .route("/devices", post(enrol::api::invite))
+        .route("/devices", get(devices::api::list).post(enrol::api::invite))
+        .route("/devices/{id}", get(devices::api::show).delete(devices::api::revoke))
+        .route("/stats", get(devices::api::stats))
+        .route("/rollouts", get(rollouts::api::list).post(rollouts::api::create))
+        .route("/rollouts/{id}", get(rollouts::api::show))
+        .route("/rollouts/{id}/{verb}", post(rollouts::api::change))
+        .route("/drift", get(drift::api::list))
+        .route("/cases", get(cases::api::list))
+        .route("/cases/{id}", get(cases::api::show))
+        .route("/cases/{id}/label", post(cases::api::label))
+        .route("/labels", post(cases::api::label_many))
         .route("/audit", get(service::audit_log))
         .merge(registry::api::routes())
         .layer(from_fn_with_state(app.clone(), auth::require_operator));
@@ -40,6 +51,7 @@ pub fn router(app: Shared) -> Router {
     Router::new()
         .nest("/api/v1", operator.merge(open))
         .merge(registry::api::files(&app))
+        .route("/metrics", get(service::metrics))
         .fallback(error::not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(app)

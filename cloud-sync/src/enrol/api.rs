@@ -2,7 +2,6 @@
 //! brings the token and a certificate request and gets its certificate.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -161,7 +160,7 @@ pub async fn invite(
     responses((status = 200, body = Enrolled), (status = 400), (status = 401), (status = 409)))]
 pub async fn enrol(State(app): State<Shared>, Body(enrol): Body<Enrol>) -> Result<Json<Enrolled>, ApiError> {
     let request = DeviceRequest::parse(&enrol.csr_pem).map_err(refuse_request)?;
-    let root = newest_root(&app.settings.data).map_err(ApiError::internal)?.ok_or_else(|| {
+    let root = app.registry.newest_root().await.ok_or_else(|| {
         ApiError::conflict("repo.not_initialised", "the release repository has no trusted root yet")
             .hint("run 'farlight keys generate' and 'farlight repo init' first")
     })?;
@@ -232,27 +231,4 @@ fn refuse_request(error: AuthorityError) -> ApiError {
         }
         error => ApiError::internal(error),
     }
-}
-
-/// The bytes of the newest `N.root.json` of the release repository.
-fn newest_root(data: &Path) -> std::io::Result<Option<Vec<u8>>> {
-    let folder = data.join("repo").join("metadata");
-    let entries = match std::fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let mut newest: Option<(u64, std::path::PathBuf)> = None;
-    for entry in entries {
-        let entry = entry?;
-        let name = entry.file_name();
-        let version =
-            name.to_str().and_then(|name| name.strip_suffix(".root.json")).and_then(|v| v.parse().ok());
-        if let Some(version) = version
-            && newest.as_ref().is_none_or(|(best, _)| version > *best)
-        {
-            newest = Some((version, entry.path()));
-        }
-    }
-    newest.map(|(_, path)| std::fs::read(path)).transpose()
 }

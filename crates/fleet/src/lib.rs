@@ -1,4 +1,8 @@
-//! What the fleet decides: pure functions over what the cloud knows. No clock, no I/O, no chance but
-//! from a given seed; `cloud-sync` calls it and acts.
+//! What the fleet decides: who gets a release and when, whether the evidence is good enough, whether
+//! inputs have drifted, whether a candidate is better. Pure: no clock, no randomness, no I/O; `now` and
+//! seeds are arguments. `cloud-sync` calls it and acts.
 
+pub mod drift;
 pub mod evaluation;
+pub mod gate;
+pub mod rollout;

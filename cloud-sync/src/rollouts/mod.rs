@@ -1,0 +1,199 @@
+//! The rollout driver, a reconciler: observe devices and reports, let `farlight_fleet` plan, apply the
+//! difference in one transaction, publish. It plans again from what it then observes, so a crash at
+//! any point costs nothing but time.
+
+pub mod api;
+mod assignments;
+mod evidence;
+mod records;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use farlight_fleet::rollout::{Plan, Progress, plan};
+use farlight_wire::{Desired, DeviceId, Millis, encode, topics};
+use tokio_util::sync::CancellationToken;
+
+pub use records::{Rollout, RolloutSettings};
+
+use crate::app::Shared;
+use crate::clock;
+use crate::store::{StoreError, audit};
+
+/// Time between two plans when nothing is reported: soaks and deadlines pass without a report.
+const TICK: Duration = Duration::from_millis(500);
+/// Actor in the audit log.
+const ACTOR: &str = "rollouts";
+
+/// What can go wrong in the driver.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An assignment cannot be signed.
+    #[error("sign the assignment of {device}: {source}")]
+    Sign {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        #[source]
+        source: farlight_release::assignment::AssignmentError,
+    },
+}
+
+/// Drives rollouts until cancelled.
+pub async fn drive(app: Shared, shutdown: CancellationToken) {
+    let mut changed = app.changes.subscribe();
+    // Devices whose newest desired state could not be published yet.
+    let mut unpublished = BTreeSet::new();
+    loop {
+        let mut taken = crate::ingest::Changes::default();
+        app.changes.send_if_modified(|changes| {
+            taken = std::mem::take(changes);
+            false
+        });
+        changed.mark_unchanged();
+        unpublished.extend(taken.hellos.iter().cloned());
+        if let Err(error) = hello(&app, &taken.hellos).await {
+            tracing::error!(%error, "devices that said hello were not looked after; will try again");
+            app.changes.send_modify(|changes| changes.hellos.extend(taken.hellos));
+        }
+        match reconcile(&app).await {
+            Ok(devices) => unpublished.extend(devices),
+            Err(error) => tracing::error!(%error, "rollouts not driven; will try again"),
+        }
+        unpublished = publish(&app, unpublished).await;
+        tokio::select! {
+            _ = changed.changed() => {}
+            () = tokio::time::sleep(TICK) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// A device that joined after its fleet's rollouts gets what they ended with; one whose assignment is
+/// about to expire gets a fresh one.
+async fn hello(app: &Shared, devices: &BTreeSet<DeviceId>) -> Result<(), DriveError> {
+    let now = clock::now();
+    for device in devices {
+        let mut write = app.store.write().await?;
+        let joined = records::adopt(&mut write, device, now).await?;
+        if joined > 0 || assignments::needs_renewal(&mut write, device, now).await? {
+            assignments::sign(&mut write, app.registry.assignment_key(), device, now).await?;
+            write.commit().await?;
+        }
+    }
+    Ok(())
+}
+
+/// One round over all active rollouts; the devices whose desired state changed.
+async fn reconcile(app: &Shared) -> Result<BTreeSet<DeviceId>, DriveError> {
+    let mut changed = BTreeSet::new();
+    let active = records::active(&app.store).await?;
+    app.metrics.rollouts_active.set(i64::try_from(active.len()).unwrap_or(i64::MAX));
+    for rollout in active {
+        let now = clock::now();
+        let devices = records::observe(&app.store, &rollout).await?;
+        let gate = evidence::gate(&app.store, &rollout).await?;
+        let planned = plan(&rollout.settings.plan, &rollout.progress, &devices, &gate, now);
+        changed.extend(apply(app, &rollout, &planned, &gate, now).await?);
+    }
+    Ok(changed)
+}
+
+async fn apply(
+    app: &Shared,
+    rollout: &Rollout,
+    planned: &Plan,
+    gate: &farlight_fleet::gate::Verdict,
+    now: Millis,
+) -> Result<BTreeSet<DeviceId>, DriveError> {
+    let mut write = app.store.write().await?;
+    // An operator may have changed it since it was read: then what was planned is void.
+    if records::progress(&mut write, rollout.id()).await?.as_ref() != Some(&rollout.progress) {
+        return Ok(BTreeSet::new());
+    }
+    let mut changed = BTreeSet::new();
+    for device in &planned.assign {
+        records::assign(&mut write, rollout, device, now).await?;
+        changed.insert(device.clone());
+    }
+    for device in &planned.time_out {
+        records::end(&mut write, rollout, device, "timed_out", now).await?;
+    }
+    for device in &planned.unreached {
+        records::end(&mut write, rollout, device, "unreached", now).await?;
+    }
+    // A device that failed is not asked again, also when the rollout goes on without it.
+    changed.extend(records::release_failed(&mut write, rollout, now).await?);
+    for device in &planned.revert {
+        if records::revert(&mut write, rollout, device, now).await? {
+            changed.insert(device.clone());
+        }
+    }
+    for device in &changed {
+        let sequence = assignments::sign(&mut write, app.registry.assignment_key(), device, now).await?;
+        records::note_sequence(&mut write, rollout, device, sequence).await?;
+    }
+    let gate = serde_json::to_string(gate).unwrap_or_default();
+    let moved = planned.next != rollout.progress;
+    if moved || planned.reason != rollout.reason || gate != rollout.gate || !changed.is_empty() {
+        let active = planned.next.is_active() || !planned.revert.is_empty();
+        records::update(&mut write, rollout.id(), &planned.next, active, &planned.reason, &gate, now).await?;
+    } else if !planned.next.is_active() && planned.revert.is_empty() {
+        records::update(&mut write, rollout.id(), &planned.next, false, &planned.reason, &gate, now).await?;
+    }
+    if moved || !changed.is_empty() {
+        let detail = format!(
+            "{}; assigned {}, reverted {}: {}",
+            state_name(&planned.next),
+            planned.assign.len(),
+            planned.revert.len(),
+            planned.reason
+        );
+        audit(&mut write, ACTOR, "rollout.advance", rollout.id().as_str(), &detail).await?;
+        tracing::info!(rollout = %rollout.id(), detail, "rollout advanced");
+    }
+    write.commit().await?;
+    Ok(changed)
+}
+
+/// Publishes the current desired state of these devices; returns those it could not reach.
+async fn publish(app: &Shared, devices: BTreeSet<DeviceId>) -> BTreeSet<DeviceId> {
+    let mut left = BTreeSet::new();
+    let mut down = false;
+    for device in devices {
+        let published = !down
+            && match assignments::document(&app.store, &device).await {
+                // Nothing was ever desired of it: there is nothing to say.
+                Ok(None) => true,
+                Ok(Some(assignment)) => match encode(&Desired { assignment }) {
+                    Ok(payload) => app.link.publish_retained(topics::want(&device), payload).await.is_ok(),
+                    Err(error) => {
+                        tracing::error!(%device, %error, "desired state not encoded");
+                        true
+                    }
+                },
+                Err(error) => {
+                    tracing::error!(%device, %error, "desired state not read; will try again");
+                    false
+                }
+            };
+        if !published {
+            down = true;
+            left.insert(device);
+        }
+    }
+    left
+}
+
+/// The name of a state as in JSON.
+pub(crate) fn state_name(progress: &Progress) -> &'static str {
+    match progress {
+        Progress::Running { .. } => "running",
+        Progress::Paused { .. } => "paused",
+        Progress::Aborted { .. } => "aborted",
+        Progress::Completed => "completed",
+    }
+}

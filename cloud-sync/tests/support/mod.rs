@@ -1,0 +1,307 @@
+//! A cloud in a temporary folder and a device that speaks the real protocol over real TLS, for the
+//! tests of this package.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use farlight_cloud::service::Service;
+use farlight_cloud::settings::{ServeArgs, Settings};
+use farlight_wire::{Ack, Batch, DeviceId, Seq, Stream, decode, encode, topics};
+use rumqttc::{
+    AsyncClient, Event, EventLoop, LastWill, MqttOptions, Packet, QoS, TlsConfiguration, Transport,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// Longest wait for anything.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Asks until the answer is some value.
+pub async fn eventually<T, F: AsyncFnMut() -> Option<T>>(what: &str, mut ask: F) -> T {
+    let end = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        if let Some(value) = ask().await {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < end, "waited {DEADLINE:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// An operator's HTTP client.
+pub struct Operator {
+    http: reqwest::Client,
+    pub url: String,
+    token: String,
+}
+
+impl Operator {
+    pub fn of(data: &Path) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let profile: Value =
+            serde_json::from_slice(&std::fs::read(data.join("operator.json")).unwrap()).unwrap();
+        let text = |key: &str| profile[key].as_str().unwrap().to_owned();
+        let ca = reqwest::Certificate::from_pem(text("ca_pem").as_bytes()).unwrap();
+        let http = reqwest::Client::builder().tls_certs_only([ca]).build().unwrap();
+        Self { http, url: text("cloud"), token: text("token") }
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.send(reqwest::Method::GET, path, None).await;
+        assert_eq!(status, 200, "{path}: {body}");
+        body
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        self.send(reqwest::Method::POST, path, Some(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> (u16, Value) {
+        self.send(reqwest::Method::DELETE, path, None).await
+    }
+
+    async fn send(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> (u16, Value) {
+        let mut request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        let text = answer.text().await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
+    }
+
+    pub async fn without_token(&self, path: &str) -> (u16, String) {
+        let answer = self.http.get(format!("{}{path}", self.url)).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// Stored, duplicates and gaps of a stream.
+    pub async fn stats(&self, stream: Stream) -> (u64, u64, u64) {
+        let stats = self.get("/api/v1/stats").await;
+        let all = stats["streams"].as_array().unwrap().clone();
+        let Some(found) = all.iter().find(|s| s["stream"] == stream.topic()) else { return (0, 0, 0) };
+        let number = |key: &str| found[key].as_u64().unwrap();
+        (number("stored"), number("duplicates"), number("gaps"))
+    }
+
+    /// Invites and enrols a device.
+    pub async fn device(&self, id: &str) -> TestDevice {
+        let (status, invitation) = self.post("/api/v1/devices", json!({"device": id, "fleet": "main"})).await;
+        assert_eq!(status, 200, "{invitation}");
+        let key = rcgen::KeyPair::generate().unwrap();
+        // The subject is a lie; the cloud must not care.
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "somebody-else");
+        let csr = params.serialize_request(&key).unwrap().pem().unwrap();
+        let body = json!({"token": invitation["token"], "csr_pem": csr});
+        let (status, enrolled) = self.post("/api/v1/enrol", body).await;
+        assert_eq!(status, 200, "{enrolled}");
+        TestDevice {
+            id: DeviceId::new(id).unwrap(),
+            certificate: enrolled["certificate_pem"].as_str().unwrap().to_owned(),
+            ca: enrolled["ca_pem"].as_str().unwrap().to_owned(),
+            key: key.serialize_pem(),
+            mqtt: enrolled["mqtt"]["port"].as_u64().unwrap() as u16,
+        }
+    }
+}
+
+/// A cloud in this process.
+pub struct TestCloud {
+    pub data: tempfile::TempDir,
+    pub service: Option<Service>,
+    shutdown: CancellationToken,
+    pub operator: Operator,
+}
+
+pub fn settings(data: &Path) -> Settings {
+    let any = "127.0.0.1:0".parse().unwrap();
+    Settings::from_args(ServeArgs {
+        data: data.to_owned(),
+        listen: any,
+        mqtt: any,
+        host: vec![],
+        database: None,
+        retention_days: 90,
+        drift_windows: 30,
+    })
+    .unwrap()
+}
+
+/// A folder with a root that devices can be given.
+pub fn data_folder() -> tempfile::TempDir {
+    let data = tempfile::tempdir().unwrap();
+    let metadata = data.path().join("repo/metadata");
+    std::fs::create_dir_all(&metadata).unwrap();
+    std::fs::write(metadata.join("1.root.json"), b"{}").unwrap();
+    data
+}
+
+impl TestCloud {
+    pub async fn start() -> Self {
+        Self::on(data_folder()).await
+    }
+
+    pub async fn on(data: tempfile::TempDir) -> Self {
+        let shutdown = CancellationToken::new();
+        let service = Service::start(settings(data.path()), shutdown.clone()).await.map_err(|e| e.1).unwrap();
+        let operator = Operator::of(data.path());
+        Self { data, service: Some(service), shutdown, operator }
+    }
+
+    pub async fn stop(mut self) -> tempfile::TempDir {
+        self.shutdown.cancel();
+        self.service.take().unwrap().end().await;
+        self.data
+    }
+}
+
+/// An enrolled device.
+#[derive(Clone)]
+pub struct TestDevice {
+    pub id: DeviceId,
+    pub certificate: String,
+    pub key: String,
+    pub ca: String,
+    pub mqtt: u16,
+}
+
+/// A connection of a device.
+pub struct Connection {
+    pub client: AsyncClient,
+    events: EventLoop,
+    device: DeviceId,
+}
+
+impl TestDevice {
+    pub fn options(&self, client_id: &str) -> MqttOptions {
+        let pem = |text: &str| CertificateDer::from_pem_slice(text.as_bytes()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(pem(&self.ca)).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap();
+        let tls = rustls::ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![pem(&self.certificate)], key)
+            .unwrap();
+        let mut options = MqttOptions::new(client_id, "127.0.0.1", self.mqtt);
+        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(tls))));
+        options.set_max_packet_size(256 * 1024, 256 * 1024);
+        options.set_clean_session(true);
+        options.set_last_will(LastWill::new(topics::presence(&self.id), "0", QoS::AtLeastOnce, true));
+        options
+    }
+
+    pub async fn connect(&self) -> Connection {
+        self.try_connect().await.unwrap()
+    }
+
+    pub async fn try_connect(&self) -> Result<Connection, rumqttc::ConnectionError> {
+        let (client, events) = AsyncClient::new(self.options(self.id.as_str()), 256);
+        let mut connection = Connection { client, events, device: self.id.clone() };
+        connection.until(|event| matches!(event, Event::Incoming(Packet::ConnAck(_))).then_some(())).await?;
+        connection.client.try_subscribe(topics::down_filter(&self.id), QoS::AtLeastOnce).unwrap();
+        connection.until(|event| matches!(event, Event::Incoming(Packet::SubAck(_))).then_some(())).await?;
+        connection.client.try_publish(topics::presence(&self.id), QoS::AtLeastOnce, true, "1").unwrap();
+        Ok(connection)
+    }
+}
+
+impl Connection {
+    /// Polls until an event is what is looked for.
+    pub async fn until<T>(
+        &mut self,
+        mut look: impl FnMut(&Event) -> Option<T>,
+    ) -> Result<T, rumqttc::ConnectionError> {
+        let search = async {
+            loop {
+                let event = self.events.poll().await?;
+                if let Some(found) = look(&event) {
+                    return Ok(found);
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, search).await.unwrap()
+    }
+
+    /// Polls for a while, whatever comes.
+    pub async fn poll_for(&mut self, time: Duration) {
+        let _ = tokio::time::timeout(time, async { while self.events.poll().await.is_ok() {} }).await;
+    }
+
+    pub fn send<T: Serialize>(&self, stream: Stream, batch: &Batch<T>) {
+        let topic = topics::up(&self.device, stream);
+        self.client.try_publish(topic, QoS::AtLeastOnce, false, encode(batch).unwrap()).unwrap();
+    }
+
+    /// The next acknowledgement.
+    pub async fn ack(&mut self) -> Result<Ack, rumqttc::ConnectionError> {
+        let topic = topics::ack(&self.device);
+        self.until(|event| match event {
+            Event::Incoming(Packet::Publish(message)) if message.topic == topic => {
+                Some(decode::<Ack>(&message.payload).unwrap())
+            }
+            _ => None,
+        })
+        .await
+    }
+
+    /// The next desired state.
+    pub async fn want(&mut self) -> Vec<u8> {
+        let topic = topics::want(&self.device);
+        self.until(|event| match event {
+            Event::Incoming(Packet::Publish(message)) if message.topic == topic => {
+                Some(message.payload.to_vec())
+            }
+            _ => None,
+        })
+        .await
+        .unwrap()
+    }
+
+    /// Waits for an acknowledgement up to this number.
+    pub async fn acked(&mut self, upto: u64) {
+        while self.ack().await.unwrap().upto < Seq(upto) {}
+    }
+}
+
+/// A service in a process of its own, to be killed.
+pub struct CloudProcess {
+    pub child: std::process::Child,
+    pub ready: Value,
+}
+
+impl CloudProcess {
+    pub fn start(data: &Path, listen: &str, mqtt: &str) -> Self {
+        use std::io::BufRead;
+        let mut child = std::process::Command::new(PathBuf::from(env!("CARGO_BIN_EXE_farlight-cloud")))
+            .args(["serve", "--listen", listen, "--mqtt", mqtt, "--data"])
+            .arg(data)
+            .env("RUST_LOG", "error")
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready = serde_json::from_str(&line).unwrap_or_else(|e| panic!("no ready line: {line:?}: {e}"));
+        Self { child, ready }
+    }
+
+    pub fn address(&self, key: &str) -> String {
+        self.ready[key].as_str().unwrap().trim_start_matches("https://").to_owned()
+    }
+}
+
+impl Drop for CloudProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
