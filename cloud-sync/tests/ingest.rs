@@ -12,7 +12,7 @@ use farlight_wire::telemetry::{ModelWindowV1, VitalsV1};
 use farlight_wire::{Batch, Counts, Millis, Seq, Sketch, Stream, Window, encode, topics};
 use rumqttc::{Event, Packet, QoS, SubscribeReasonCode};
 use serde_json::json;
-use support::{CloudProcess, DEADLINE, Operator, TestCloud, data_folder, eventually};
+use support::{CloudProcess, DEADLINE, Operator, TestCloud, begin_repository, data_folder, eventually};
 
 fn window(number: u64) -> Window {
     let mut latency = Sketch::default();
@@ -109,6 +109,7 @@ async fn kill_9_at_any_moment_loses_and_doubles_nothing() {
     let data = data_folder();
     let mut cloud = CloudProcess::start(data.path(), "127.0.0.1:0", "127.0.0.1:0");
     let (api, mqtt) = (cloud.address("api"), cloud.address("mqtt"));
+    begin_repository(data.path()).await;
     let device = Operator::of(data.path()).device("gw-1").await;
     let (mut acked, mut kills) = (0, 0_u64);
     let end = tokio::time::Instant::now() + DEADLINE * 4;

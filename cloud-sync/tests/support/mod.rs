@@ -136,13 +136,24 @@ pub fn settings(data: &Path) -> Settings {
     .unwrap()
 }
 
-/// A folder with a root that devices can be given.
 pub fn data_folder() -> tempfile::TempDir {
-    let data = tempfile::tempdir().unwrap();
-    let metadata = data.path().join("repo/metadata");
-    std::fs::create_dir_all(&metadata).unwrap();
-    std::fs::write(metadata.join("1.root.json"), b"{}").unwrap();
-    data
+    tempfile::tempdir().unwrap()
+}
+
+/// Begins the release repository with the real command line.
+pub async fn begin_repository(data: &Path) {
+    let keys = data.join("offline");
+    for args in [&["keys", "generate"][..], &["repo", "init", "--keys"][..]] {
+        let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_farlight"))
+            .arg("--profile")
+            .arg(data.join("operator.json"))
+            .args(args)
+            .arg(&keys)
+            .output()
+            .await
+            .unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 impl TestCloud {
@@ -154,6 +165,9 @@ impl TestCloud {
         let shutdown = CancellationToken::new();
         let service = Service::start(settings(data.path()), shutdown.clone()).await.map_err(|e| e.1).unwrap();
         let operator = Operator::of(data.path());
+        if !data.path().join("offline").exists() {
+            begin_repository(data.path()).await;
+        }
         Self { data, service: Some(service), shutdown, operator }
     }
 
