@@ -11,7 +11,6 @@ use farlight_wire::limits::MAX_PAYLOAD;
 use farlight_wire::telemetry::{ModelWindowV1, VitalsV1};
 use farlight_wire::{Batch, Counts, Millis, Seq, Sketch, Stream, Window, encode, topics};
 use rumqttc::{Event, Packet, QoS, SubscribeReasonCode};
-use serde_json::json;
 use support::{CloudProcess, DEADLINE, Operator, TestCloud, begin_repository, data_folder, eventually};
 
 fn window(number: u64) -> Window {
@@ -190,7 +189,7 @@ async fn a_device_is_kept_to_its_own_topics_and_name() {
     connection.send(Stream::Telemetry, &batch(0, 1, 3));
     connection.acked(3).await;
     let stats = cloud.operator.get("/api/v1/stats?device=gw-2").await;
-    assert_eq!(stats["streams"], json!([]));
+    assert_eq!(stats["streams"]["tel"]["stored"], 0);
     // Without a certificate of ours there is no connection.
     let mut stranger = two.clone();
     let key = rcgen::KeyPair::generate().unwrap();

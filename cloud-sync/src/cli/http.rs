@@ -93,6 +93,14 @@ impl Api {
         self.answer(self.request(Method::POST, path)?.json(body)).await
     }
 
+    /// Deletes and gets JSON.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
+        self.answer(self.request(Method::DELETE, path)?).await
+    }
+
     /// Puts bytes, which may be a stream, and gets JSON.
     ///
     /// # Errors

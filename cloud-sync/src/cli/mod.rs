@@ -1,7 +1,9 @@
 //! `farlight`, the operator's command line. One module a noun, each with its clap arguments and one
 //! `run(args, &Context)`; this file is the table of contents. To add a noun: its module, a variant, an arm.
 
+pub mod cases;
 pub mod context;
+pub mod device;
 pub mod error;
 pub mod files;
 pub mod http;
@@ -10,6 +12,7 @@ pub mod output;
 pub mod release;
 pub mod repo;
 pub mod train;
+pub mod rollout;
 pub mod trust;
 
 use std::path::PathBuf;
@@ -48,6 +51,15 @@ enum Command {
     /// Train models
     #[command(subcommand)]
     Train(train::Command),
+    /// Invite devices and look at them
+    #[command(subcommand)]
+    Device(device::Command),
+    /// Bring a release to a fleet in waves
+    #[command(subcommand)]
+    Rollout(rollout::Command),
+    /// Look at hard cases and label them
+    #[command(subcommand)]
+    Cases(cases::Command),
 }
 
 /// Reads the arguments, runs the command, says what went wrong and how the process is to end.
@@ -74,5 +86,8 @@ async fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Repo(command) => repo::run(command, context).await,
         Command::Release(command) => release::run(command, context).await,
         Command::Train(command) => train::run(command, context).await,
+        Command::Device(command) => device::run(command, context).await,
+        Command::Rollout(command) => rollout::run(command, context).await,
+        Command::Cases(command) => cases::run(command, context).await,
     }
 }

@@ -1,8 +1,10 @@
 //! `GET /api/v1/devices[/{id}]`, `DELETE /api/v1/devices/{id}` and `GET /api/v1/stats`.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::{Extension, Json};
-use farlight_wire::DeviceId;
+use farlight_wire::{DeviceId, Stream};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use utoipa::ToSchema;
@@ -307,8 +309,8 @@ pub async fn revoke(
 /// What was stored, by stream.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Stats {
-    /// Sums over all devices.
-    pub streams: Vec<StreamStats>,
+    /// By stream: `tel`, `case` and `rep`.
+    pub streams: BTreeMap<String, StreamStats>,
     /// Devices enrolled.
     pub devices: u64,
     /// Devices online.
@@ -322,10 +324,8 @@ pub struct Stats {
 }
 
 /// What was stored of one stream.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub struct StreamStats {
-    /// `tel`, `case` or `rep`.
-    pub stream: String,
     /// Records stored, each exactly once.
     pub stored: u64,
     /// Records that came again and were not stored again.
@@ -362,17 +362,20 @@ pub async fn stats(
     .fetch_one(app.store.reader())
     .await
     .during("count devices and cases")?;
+    // Every stream is named, also before anything came on it.
+    let mut streams: BTreeMap<String, StreamStats> =
+        Stream::ALL.iter().map(|stream| (stream.topic().to_owned(), StreamStats::default())).collect();
+    for row in &rows {
+        let sums = StreamStats {
+            stored: uint(row.get(1)),
+            duplicates: uint(row.get(2)),
+            gaps: uint(row.get(3)),
+            bytes: uint(row.get(4)),
+        };
+        streams.insert(row.get(0), sums);
+    }
     Ok(Json(Stats {
-        streams: rows
-            .iter()
-            .map(|row| StreamStats {
-                stream: row.get(0),
-                stored: uint(row.get(1)),
-                duplicates: uint(row.get(2)),
-                gaps: uint(row.get(3)),
-                bytes: uint(row.get(4)),
-            })
-            .collect(),
+        streams,
         devices: uint(row.get(0)),
         online: uint(row.get(1)),
         cases: uint(row.get(2)),

@@ -23,6 +23,8 @@ use crate::store::{During, audit, int, uint};
 
 /// How long a token is valid unless the operator says otherwise.
 const DEFAULT_TTL: u64 = 24 * 3600;
+/// Fleet of a device unless the operator says otherwise.
+const DEFAULT_FLEET: &str = "default";
 /// Longest validity of a token: it is a password lying around.
 const MAX_TTL: u64 = 30 * 24 * 3600;
 /// Most labels of a device.
@@ -37,7 +39,7 @@ pub struct Invite {
     /// Id of the device.
     #[schema(value_type = String)]
     pub device: DeviceId,
-    /// Fleet it joins; `main` when left out.
+    /// Fleet it joins; `default` when left out.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub fleet: Option<FleetId>,
@@ -123,7 +125,7 @@ pub async fn invite(
     }
     let fleet = match invite.fleet {
         Some(fleet) => fleet,
-        None => FleetId::new("main").map_err(ApiError::internal)?,
+        None => FleetId::new(DEFAULT_FLEET).map_err(ApiError::internal)?,
     };
     let (now, secret) = (clock::now(), Secret::generate());
     let expires = now.plus(Millis::from_secs(ttl));

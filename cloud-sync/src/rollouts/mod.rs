@@ -114,6 +114,7 @@ async fn apply(
     if records::progress(&mut write, rollout.id()).await?.as_ref() != Some(&rollout.progress) {
         return Ok(BTreeSet::new());
     }
+    records::confirm_done(&mut write, rollout, now).await?;
     let mut changed = BTreeSet::new();
     for device in &planned.assign {
         records::assign(&mut write, rollout, device, now).await?;
@@ -138,11 +139,11 @@ async fn apply(
     }
     let gate = serde_json::to_string(gate).unwrap_or_default();
     let moved = planned.next != rollout.progress;
-    if moved || planned.reason != rollout.reason || gate != rollout.gate || !changed.is_empty() {
-        let active = planned.next.is_active() || !planned.revert.is_empty();
+    // One that has ended stays until there is nothing left to take back.
+    let active = planned.next.is_active() || !planned.revert.is_empty();
+    let same = !moved && planned.reason == rollout.reason && gate == rollout.gate && changed.is_empty();
+    if !same || !active {
         records::update(&mut write, rollout.id(), &planned.next, active, &planned.reason, &gate, now).await?;
-    } else if !planned.next.is_active() && planned.revert.is_empty() {
-        records::update(&mut write, rollout.id(), &planned.next, false, &planned.reason, &gate, now).await?;
     }
     if moved || !changed.is_empty() {
         let detail = format!(

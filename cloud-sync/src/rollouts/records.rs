@@ -294,6 +294,28 @@ pub(super) async fn note_sequence(
     Ok(())
 }
 
+/// Devices that obey the assignment and run the release confirmed are done, whether or not they had an
+/// update to report.
+pub(super) async fn confirm_done(
+    write: &mut Write,
+    rollout: &Rollout,
+    now: Millis,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE rollout_devices SET standing = 'confirmed', ended = $1 WHERE rollout = $2 \
+         AND standing IN ('assigned', 'unreached', 'timed_out') AND sequence > 0 AND EXISTS \
+         (SELECT 1 FROM running AS n JOIN devices AS d ON d.id = n.device WHERE n.device = rollout_devices.device \
+         AND n.release = $3 AND n.confirmed = 1 AND d.assignment >= rollout_devices.sequence)",
+    )
+    .bind(int(now.0))
+    .bind(rollout.id().as_str())
+    .bind(rollout.settings.plan.release.to_string())
+    .execute(write.connection())
+    .await
+    .during("confirm devices that are done")?;
+    Ok(())
+}
+
 /// Ends an assignment that took too long.
 pub(super) async fn end(
     write: &mut Write,

@@ -86,8 +86,7 @@ impl Operator {
     /// Stored, duplicates and gaps of a stream.
     pub async fn stats(&self, stream: Stream) -> (u64, u64, u64) {
         let stats = self.get("/api/v1/stats").await;
-        let all = stats["streams"].as_array().unwrap().clone();
-        let Some(found) = all.iter().find(|s| s["stream"] == stream.topic()) else { return (0, 0, 0) };
+        let found = &stats["streams"][stream.topic()];
         let number = |key: &str| found[key].as_u64().unwrap();
         (number("stored"), number("duplicates"), number("gaps"))
     }
@@ -318,4 +317,48 @@ impl Drop for CloudProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Publishes a release whose blobs are no model: enough for everything the cloud does.
+pub async fn publish(cloud: &TestCloud, version: &str) -> String {
+    use farlight_release::manifest::Manifest;
+    use farlight_release::tuf::{Targets, signer};
+    let registry = &cloud.service.as_ref().unwrap().app.registry;
+    let release = format!("watch-gestures/{version}");
+    let blob = |bytes: &[u8]| {
+        let blob = farlight_release::blob::describe(bytes);
+        std::fs::write(registry.folder().join("blobs").join(&blob.id), bytes).unwrap();
+        blob
+    };
+    let feature = json!({"name": "ax mean", "statistic": "mean", "channel": 0, "edges": [0.0, 1.0, 2.0],
+        "counts": [250, 250, 250, 250, 0]});
+    let manifest = json!({
+        "format": 1, "release": release, "task": "classification",
+        "input": {"name": "x", "datatype": "FP32", "shape": [1, 4], "min": -10.0, "max": 10.0, "on_violation": "flag"},
+        "pre": [], "post": [{"step": "softmax"}], "labels": ["PEN", "ABD"],
+        "variants": [{"precision": "fp32", "format": "onnx", "blob": blob(version.as_bytes())}],
+        "golden": blob(b"golden"), "golden_tolerance": 0.001,
+        "profile": {"features": [feature], "score_edges": [0.5], "score_counts": [1, 9], "class_counts": [5, 5]},
+        "budgets": {"memory_kib": 1000, "p95_us": 1000},
+        "sampling": {"hard_permille": 50, "control_permille": 10, "bytes_per_day": 100000},
+        "requires": {}, "lineage": {}
+    });
+    let manifest: Manifest = serde_json::from_value(manifest).unwrap();
+    let manifest = serde_json::to_vec(&manifest).unwrap();
+    let key = std::fs::read_dir(cloud.data.path().join("offline"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.file_name().unwrap().to_string_lossy().starts_with("targets"))
+        .unwrap();
+    let key = farlight_release::key::KeyPair::from_pem(&std::fs::read_to_string(key).unwrap()).unwrap();
+    let metadata = registry.folder().join("metadata");
+    let newest = (1..).take_while(|n| metadata.join(format!("{n}.targets.json")).exists()).last().unwrap();
+    let bytes = std::fs::read(metadata.join(format!("{newest}.targets.json"))).unwrap();
+    let envelope: Value = serde_json::from_slice(&bytes).unwrap();
+    let mut targets: Targets = serde_json::from_value(envelope["signed"].clone()).unwrap();
+    targets.version += 1;
+    targets.add(format!("{release}.json"), &manifest);
+    let targets = signer::sign(&targets, &[&key]).unwrap();
+    registry.publish(targets, manifest, "test").await.unwrap();
+    release
 }
