@@ -7,6 +7,7 @@ pub mod broker;
 pub mod cases;
 pub mod cli;
 pub mod clock;
+pub mod console;
 pub mod devices;
 pub mod drift;
 pub mod enrol;

@@ -78,3 +78,32 @@ async fn the_process_ends_with_the_documented_codes() {
     assert!(std::process::Command::new("kill").arg(pid.to_string()).status().unwrap().success());
     assert_eq!(cloud.child.wait().unwrap().code(), Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_needs_a_token_and_escapes_what_it_shows() {
+    let cloud = TestCloud::start().await;
+    let operator = &cloud.operator;
+    for path in ["/console", "/console/rollouts", "/console/drift", "/console/cases"] {
+        assert_eq!(operator.browse(path, "", None).await.0, 303, "{path}");
+        assert_eq!(operator.browse(path, "farlight=guess", None).await.0, 303, "{path}");
+    }
+    assert_eq!(operator.browse("/console/login", "", Some("token=guess")).await.0, 401);
+    let (status, cookie, _) =
+        operator.browse("/console/login", "", Some(&format!("token={}", operator.token()))).await;
+    assert_eq!(status, 303);
+    for attribute in ["HttpOnly", "Secure", "SameSite=Strict"] {
+        assert!(cookie.contains(attribute), "{cookie}");
+    }
+    let cookie = cookie.split(';').next().unwrap();
+    let labels = json!({"device": "gw-1", "labels": {"<b>": "<script>"}});
+    assert_eq!(operator.post("/api/v1/devices", labels).await.0, 200);
+    operator.device("gw-1").await;
+    let (status, _, page) = operator.browse("/console", cookie, None).await;
+    assert!(status == 200 && page.contains("gw-1") && !page.contains("<script"), "{page}");
+    for path in ["/console/rollouts", "/console/drift", "/console/cases"] {
+        assert_eq!(operator.browse(path, cookie, None).await.0, 200, "{path}");
+    }
+    let (status, _, page) = operator.browse("/console/rollouts/%3Cscript%3E", cookie, None).await;
+    assert!(status == 404 && !page.contains("<script>alert"), "{page}");
+    cloud.stop().await;
+}

@@ -59,3 +59,29 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
         )
     }
 }
+
+/// A form's fields, sent as `application/x-www-form-urlencoded`. Read here because it is the one place
+/// that needs them: a body of at most [`MAX_FORM`] bytes.
+#[derive(Debug)]
+pub struct Form<T>(pub T);
+
+/// Largest form in bytes.
+const MAX_FORM: usize = 16 * 1024;
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Form<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let refuse = |message: String| ApiError::bad_request("http.bad_form", message);
+        let body = axum::body::to_bytes(request.into_body(), MAX_FORM)
+            .await
+            .map_err(|e| refuse(format!("the form cannot be read: {e}")))?;
+        // A form is a query string in another place.
+        let text = std::str::from_utf8(&body).map_err(|e| refuse(e.to_string()))?;
+        let uri =
+            format!("/?{text}").parse().map_err(|_| refuse("the form is not URL-encoded".to_owned()))?;
+        axum::extract::Query::<T>::try_from_uri(&uri)
+            .map(|query| Self(query.0))
+            .map_err(|e| refuse(e.body_text()))
+    }
+}

@@ -13,16 +13,17 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
+pub(crate) use auth::operator_with;
 pub use auth::{Operator, operator_of, prepare_operator};
 pub use error::ApiError;
-pub use extract::{Body, Path, Query};
+pub use extract::{Body, Form, Path, Query};
 pub use server::{Server, ServerError};
 
 use crate::app::Shared;
 use crate::enrol;
 use crate::registry;
 use crate::service;
-use crate::{cases, devices, drift, rollouts};
+use crate::{cases, console, devices, drift, rollouts};
 
 /// Largest JSON request body in bytes; routes that take files say their own limit.
 pub const MAX_BODY: usize = 1024 * 1024;
@@ -51,6 +52,7 @@ pub fn router(app: Shared) -> Router {
     Router::new()
         .nest("/api/v1", operator.merge(open))
         .merge(registry::api::files(&app))
+        .merge(console::routes(&app))
         .route("/metrics", get(service::metrics))
         .fallback(error::not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY))

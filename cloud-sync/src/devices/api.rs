@@ -232,9 +232,8 @@ pub async fn show(State(app): State<Shared>, Path(id): Path<String>) -> Result<J
         .ok_or_else(|| unknown(&id))?;
     let windows = sqlx::query(
         "SELECT release, start, length, ok, failed, rejected, contract_violations, non_finite, p50_us, p95_us \
-         FROM model_windows AS w WHERE device = $1 AND received = \
-         (SELECT MAX(received) FROM model_windows WHERE device = w.device AND release = w.release) \
-         ORDER BY received DESC, seq DESC LIMIT 16",
+         FROM (SELECT w.*, ROW_NUMBER() OVER (PARTITION BY w.release ORDER BY w.received DESC, w.seq DESC) AS place \
+         FROM model_windows AS w WHERE w.device = $1) AS newest WHERE place = 1 ORDER BY received DESC LIMIT 16",
     )
     .bind(&id)
     .fetch_all(app.store.reader())

@@ -244,7 +244,12 @@ fn summary(rollout: &Rollout) -> RolloutSummary {
 #[utoipa::path(get, path = "/api/v1/rollouts", tag = "rollouts",
     responses((status = 200, body = [RolloutSummary]), (status = 401)))]
 pub async fn list(State(app): State<Shared>) -> Result<Json<Vec<RolloutSummary>>, ApiError> {
-    Ok(Json(records::list(&app.store, MAX_LISTED).await?.iter().map(summary).collect()))
+    Ok(Json(newest(&app).await?))
+}
+
+/// The newest rollouts.
+pub(crate) async fn newest(app: &Shared) -> Result<Vec<RolloutSummary>, ApiError> {
+    Ok(records::list(&app.store, MAX_LISTED).await?.iter().map(summary).collect())
 }
 
 async fn find(app: &Shared, id: &str) -> Result<Rollout, ApiError> {
@@ -310,12 +315,22 @@ pub async fn change(
     Extension(operator): Extension<Operator>,
     Path((id, verb)): Path<(String, String)>,
 ) -> Result<Json<RolloutSummary>, ApiError> {
-    let mut rollout = find(&app, &id).await?;
+    Ok(Json(steer(&app, &operator, &id, &verb).await?))
+}
+
+/// Pauses, resumes or aborts a rollout.
+pub(crate) async fn steer(
+    app: &Shared,
+    operator: &Operator,
+    id: &str,
+    verb: &str,
+) -> Result<RolloutSummary, ApiError> {
+    let mut rollout = find(app, id).await?;
     let mut write = app.store.write().await?;
     if let Some(progress) = records::progress(&mut write, rollout.id()).await? {
         rollout.progress = progress;
     }
-    let next = match verb.as_str() {
+    let next = match verb {
         "pause" => rollout.progress.pause(),
         "resume" => rollout.progress.resume(),
         "abort" => rollout.progress.abort(&format!("aborted by {}", operator.0)),
@@ -346,9 +361,9 @@ pub async fn change(
             rollout.updated,
         )
         .await?;
-        audit(&mut write, &operator.0, &format!("rollout.{verb}"), &id, "").await?;
+        audit(&mut write, &operator.0, &format!("rollout.{verb}"), id, "").await?;
         write.commit().await?;
         app.changes.send_modify(|changes| changes.rollouts = true);
     }
-    Ok(Json(summary(&rollout)))
+    Ok(summary(&rollout))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sqlx::any::AnyPoolOptions;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Executor, SqlSafeStr, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection, Executor, SqlSafeStr, Transaction};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 pub use audit::{AuditEntry, audit, audit_entries};
@@ -97,6 +97,12 @@ impl Store {
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         sqlx::any::install_default_drivers();
         let sqlite = url.starts_with("sqlite:");
+        let open = |source| StoreError::Open { url: without_password(url), source };
+        // The pool tries again until its time is over; what is no database is said at once.
+        let mut first = AnyConnection::connect(url).await.map_err(open)?;
+        let probe = if sqlite { "SELECT COUNT(*) FROM sqlite_master" } else { "SELECT 1" };
+        first.execute(probe).await.map_err(open)?;
+        first.close().await.map_err(open)?;
         let pool = AnyPoolOptions::new()
             .max_connections(MAX_CONNECTIONS)
             .after_connect(move |connection, _| {
@@ -114,7 +120,7 @@ impl Store {
             })
             .connect(url)
             .await
-            .map_err(|source| StoreError::Open { url: without_password(url), source })?;
+            .map_err(open)?;
         migrator(sqlite).run(&pool).await.map_err(StoreError::Migrate)?;
         Ok(Self { pool, turn: sqlite.then(Arc::default) })
     }

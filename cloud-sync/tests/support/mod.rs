@@ -49,7 +49,11 @@ impl Operator {
             serde_json::from_slice(&std::fs::read(data.join("operator.json")).unwrap()).unwrap();
         let text = |key: &str| profile[key].as_str().unwrap().to_owned();
         let ca = reqwest::Certificate::from_pem(text("ca_pem").as_bytes()).unwrap();
-        let http = reqwest::Client::builder().tls_certs_only([ca]).build().unwrap();
+        let http = reqwest::Client::builder()
+            .tls_certs_only([ca])
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .unwrap();
         Self { http, url: text("cloud"), token: text("token") }
     }
 
@@ -81,6 +85,29 @@ impl Operator {
     pub async fn without_token(&self, path: &str) -> (u16, String) {
         let answer = self.http.get(format!("{}{path}", self.url)).send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// What a browser with this cookie gets: status, cookie that was set, body. It does not follow.
+    pub async fn browse(&self, path: &str, cookie: &str, form: Option<&str>) -> (u16, String, String) {
+        let url = format!("{}{path}", self.url);
+        let request = match form {
+            Some(form) => self
+                .http
+                .post(url)
+                .header("content-type", "application/x-www-form-urlencoded")
+                .body(form.to_owned()),
+            None => self.http.get(url),
+        };
+        let answer = request.header("cookie", cookie).send().await.unwrap();
+        let header = |name: &str| {
+            answer.headers().get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default()
+        };
+        let (status, set) = (answer.status().as_u16(), header("set-cookie"));
+        (status, set, answer.text().await.unwrap())
+    }
+
+    pub fn token(&self) -> &str {
+        &self.token
     }
 
     /// Stored, duplicates and gaps of a stream.

@@ -320,7 +320,9 @@ mod tests {
     fn significance_alone_is_no_drift() {
         // A harmless shift in a million samples: p is tiny, the effect is too.
         let counts: Vec<u64> = (0..11).map(|bin| if bin == 10 { 0 } else { 100_000 + bin * 2_000 }).collect();
-        let judgement = judge(&references(1), &[device(0, &counts, 1)]);
+        let mut references = references(1);
+        references[0].counts.iter_mut().for_each(|count| *count *= 1000);
+        let judgement = judge(&references, &[device(0, &counts, 1)]);
         assert!(judgement.features[0].p < 0.01);
         assert_eq!(judgement.verdict, Verdict::Stable);
     }
