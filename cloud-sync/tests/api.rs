@@ -71,6 +71,8 @@ async fn the_process_ends_with_the_documented_codes() {
     assert_eq!(taken.status.code(), Some(3), "{}", String::from_utf8_lossy(&taken.stderr));
     let wrong = serve(&["--listen", "127.0.0.1:0", "--retention-days", "0"], other.path());
     assert_eq!(wrong.status.code(), Some(2));
+    // In a folder of its own: beside a write-ahead log SQLite would repair it.
+    let other = data_folder();
     std::fs::write(other.path().join("cloud.db"), b"this is no database, whatever its name says").unwrap();
     let damaged = serve(&["--listen", "127.0.0.1:0"], other.path());
     assert_eq!(damaged.status.code(), Some(3), "{}", String::from_utf8_lossy(&damaged.stderr));

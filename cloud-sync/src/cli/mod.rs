@@ -11,8 +11,8 @@ pub mod keys;
 pub mod output;
 pub mod release;
 pub mod repo;
-pub mod train;
 pub mod rollout;
+pub mod train;
 pub mod trust;
 
 use std::path::PathBuf;
