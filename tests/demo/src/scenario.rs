@@ -187,7 +187,7 @@ async fn enrol(
     folder: &Path,
     count: usize,
 ) -> anyhow::Result<(Vec<Device>, Network)> {
-    let options = DeviceOptions { window_seconds: WINDOW_SECONDS, cases: true, extra: String::new() };
+    let options = DeviceOptions { window_seconds: WINDOW_SECONDS, ..DeviceOptions::default() };
     let network = Network {
         device: count - 1,
         mqtt: Proxy::start(&cloud.mqtt).await?,

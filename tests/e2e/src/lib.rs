@@ -1,1 +1,1 @@
-//! p
+//! End-to-end tests live in `tests/`; this crate has nothing else.

@@ -19,13 +19,15 @@ pub struct DeviceOptions {
     pub window_seconds: u64,
     /// Whether raw inputs may be kept.
     pub cases: bool,
+    /// Whether the service also listens on a free TCP port.
+    pub tcp: bool,
     /// More lines for the configuration.
     pub extra: String,
 }
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { window_seconds: 1, cases: true, extra: String::new() }
+        Self { window_seconds: 1, cases: true, tcp: false, extra: String::new() }
     }
 }
 
@@ -36,6 +38,8 @@ pub struct Device {
     /// Its name.
     pub id: String,
     folder: PathBuf,
+    /// `127.0.0.1:PORT` of the service; empty without TCP.
+    pub address: String,
     http: reqwest::Client,
     process: Option<Process>,
 }
@@ -58,6 +62,11 @@ pub enum InferFailure {
     Refused(u16, String),
 }
 
+/// A port that was free a moment ago.
+fn free_address() -> anyhow::Result<String> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+}
+
 impl Device {
     /// Enrols a device with the operator's help and writes its configuration; it does not run yet.
     ///
@@ -74,10 +83,12 @@ impl Device {
         let enrolment = folder.join("enrolment.json");
         let out = enrolment.display().to_string();
         operator.run(&["device", "enrol", id, "--out", &out]).await?;
+        let address = if options.tcp { free_address()? } else { String::new() };
         let config = format!(
-            "[device]\nstate_dir = {:?}\nenrolment = {:?}\n[http]\nlisten = \"\"\nsocket = {:?}\n[telemetry]\nwindow_seconds = {}\n[cases]\nenabled = {}\n{}",
+            "[device]\nstate_dir = {:?}\nenrolment = {:?}\n[http]\nlisten = {:?}\nsocket = {:?}\n[telemetry]\nwindow_seconds = {}\n[cases]\nenabled = {}\n{}",
             folder.join("state"),
             enrolment,
+            address,
             folder.join("agent.sock"),
             options.window_seconds,
             options.cases,
@@ -92,6 +103,7 @@ impl Device {
                 .timeout(Duration::from_secs(20))
                 .build()?,
             folder: folder.to_path_buf(),
+            address,
             process: None,
         };
         let output =

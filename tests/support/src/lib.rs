@@ -3,6 +3,7 @@
 
 mod cloud;
 mod device;
+mod fleet;
 mod process;
 mod proxy;
 
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 pub use cloud::{Cloud, Operator};
 pub use device::{Answer, Device, DeviceOptions, InferFailure};
+pub use fleet::{Fleet, MODEL};
 pub use process::{Programs, workspace_root};
 pub use proxy::Proxy;
 

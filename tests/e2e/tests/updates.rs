@@ -1,0 +1,86 @@
+//! Updates end to end: a release reaches a device, survives kill -9, and what is wrong is refused.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::time::Duration;
+
+use farlight_test_support::{Device, DeviceOptions, Fleet, InferFailure, MODEL, until};
+
+const WAIT: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_is_installed_confirmed_and_answers() {
+    let fleet = Fleet::start().await.unwrap();
+    fleet.publish("1.0.0").await.unwrap();
+    let mut device = fleet.device("gw-1", &DeviceOptions::default()).await.unwrap();
+    let input = vec![0.1; 600];
+    let early = Device::infer(&device.client(), MODEL, "a", &[6, 100], &input).await;
+    assert!(matches!(early, Err(InferFailure::Refused(404, _))), "{early:?}");
+    let rollout = fleet.roll_out("1.0.0").await.unwrap();
+    let done = fleet.rollout_is(&rollout, "completed").await.unwrap();
+    assert_eq!(done["devices"][0]["state"], "confirmed", "{done}");
+    let answer = Device::infer(&device.client(), MODEL, "a", &[6, 100], &input).await.unwrap();
+    assert_eq!(answer.version, "1.0.0");
+    // After SIGKILL and without any network it serves the same release.
+    device.kill().unwrap();
+    let mut cloud = fleet.cloud;
+    cloud.kill().unwrap();
+    device.start().await.unwrap();
+    let again = Device::infer(&device.client(), MODEL, "a", &[6, 100], &input).await.unwrap();
+    assert_eq!((again.label, again.version), (answer.label, answer.version));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_agent_at_any_moment_of_an_update_leaves_a_verified_model() {
+    let fleet = Fleet::start().await.unwrap();
+    fleet.publish("1.0.0").await.unwrap();
+    let mut device = fleet.device("gw-1", &DeviceOptions::default()).await.unwrap();
+    let rollout = fleet.roll_out("1.0.0").await.unwrap();
+    fleet.rollout_is(&rollout, "completed").await.unwrap();
+    fleet.publish("1.1.0").await.unwrap();
+    let rollout = fleet.roll_out("1.1.0").await.unwrap();
+    // Kills at moments spread over the update; trials allow two restarts on probation.
+    for moment in [0_u64, 30, 60, 120, 250] {
+        let killed_at = tokio::time::Instant::now() + Duration::from_millis(moment);
+        tokio::time::sleep_until(killed_at).await;
+        device.kill().unwrap();
+        device.start().await.unwrap();
+        let running = device.running(MODEL).await.unwrap();
+        assert!(["1.0.0", "1.1.0"].contains(&running.as_deref().unwrap()), "{running:?}");
+    }
+    let ended = until("the rollout ends", WAIT, async || {
+        let rollout = fleet.operator.api()?.get(&format!("/api/v1/rollouts/{rollout}")).await?;
+        Ok((rollout["state"] != "running").then_some(rollout))
+    })
+    .await
+    .unwrap();
+    // Either it came through, or the trials were used up: then the previous release runs, reported.
+    let running = device.running(MODEL).await.unwrap().unwrap();
+    let state = ended["devices"][0]["state"].as_str().unwrap();
+    match running.as_str() {
+        "1.1.0" => assert_eq!(state, "confirmed", "{ended}"),
+        _ => assert!(["rolled_back", "failed", "reverted"].contains(&state), "{ended}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_whose_golden_vectors_differ_is_refused_before_it_runs() {
+    let fleet = Fleet::start().await.unwrap();
+    fleet.publish("1.0.0").await.unwrap();
+    let device = fleet.device("gw-1", &DeviceOptions::default()).await.unwrap();
+    let rollout = fleet.roll_out("1.0.0").await.unwrap();
+    fleet.rollout_is(&rollout, "completed").await.unwrap();
+    // A tolerance of nothing that even the same engine meets is fine; a budget of nothing is not.
+    let model = farlight_test_support::workspace_root().join("models").join(MODEL);
+    let recipe = std::fs::read_to_string(model.join("release.toml")).unwrap();
+    let folder = fleet.folder.path().join("recipe");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::os::unix::fs::symlink(model.join("data"), folder.join("data")).unwrap();
+    let tight = recipe.replace("memory_kib = 131072", "memory_kib = 64");
+    assert_ne!(tight, recipe);
+    std::fs::write(folder.join("release.toml"), tight).unwrap();
+    fleet.publish_from(&folder.join("release.toml"), &model.join("model.onnx"), "1.1.0").await.unwrap();
+    let rollout = fleet.roll_out("1.1.0").await.unwrap();
+    let ended = fleet.rollout_is(&rollout, "aborted").await.unwrap();
+    assert_eq!(ended["devices"][0]["error_code"], "self_test.over_budget", "{ended}");
+    assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.0.0"));
+}

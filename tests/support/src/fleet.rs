@@ -1,0 +1,106 @@
+//! The usual beginning: a cloud with a repository, `watch-gestures` published, devices enrolled.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use crate::{Cloud, Device, DeviceOptions, Operator, Programs, until, workspace_root};
+
+/// The reference model.
+pub const MODEL: &str = "watch-gestures";
+/// Longest wait for a rollout.
+const ROLLOUT: Duration = Duration::from_secs(120);
+
+/// A cloud, an operator and what they need.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The programs.
+    pub programs: Programs,
+    /// The cloud.
+    pub cloud: Cloud,
+    /// The operator.
+    pub operator: Operator,
+    /// Where everything lies; deleted with this value.
+    pub folder: tempfile::TempDir,
+}
+
+impl Fleet {
+    /// Starts a cloud and begins its release repository.
+    ///
+    /// # Errors
+    /// When something does not come up.
+    pub async fn start() -> anyhow::Result<Self> {
+        crate::init();
+        let programs = Programs::find()?;
+        let folder = tempfile::Builder::new().prefix("farlight-").tempdir()?;
+        let cloud = Cloud::start(&programs, &folder.path().join("cloud")).await?;
+        let operator = cloud.operator(&folder.path().join("keys"));
+        operator.begin_repository().await?;
+        Ok(Self { programs, cloud, operator, folder })
+    }
+
+    /// Builds the reference model as `version`, signs and publishes it; the bundle's folder.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub async fn publish(&self, version: &str) -> anyhow::Result<PathBuf> {
+        let model = workspace_root().join("models").join(MODEL);
+        self.publish_from(&model.join("release.toml"), &model.join("model.onnx"), version).await
+    }
+
+    /// Builds a release from a recipe and a model, signs and publishes it; the bundle's folder.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub async fn publish_from(&self, recipe: &Path, model: &Path, version: &str) -> anyhow::Result<PathBuf> {
+        let out = self.folder.path().join(version);
+        self.operator.build(recipe, model, version, &out, &[]).await?;
+        self.operator.publish(&out).await?;
+        Ok(out)
+    }
+
+    /// Enrols and starts a device.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn device(&self, id: &str, options: &DeviceOptions) -> anyhow::Result<Device> {
+        let folder = self.folder.path().join(id);
+        let mut device = Device::enrol(&self.programs, &self.operator, id, &folder, options).await?;
+        device.start().await?;
+        Ok(device)
+    }
+
+    /// Creates a rollout to all devices; its id.
+    ///
+    /// # Errors
+    /// When the cloud refuses it.
+    pub async fn roll_out(&self, version: &str) -> anyhow::Result<String> {
+        let body = json!({
+            "release": format!("{MODEL}/{version}"), "fleet": "default", "waves": [{ "permille": 1000 }],
+            "soak_seconds": 0, "probation_seconds": 1, "min_requests": 0,
+            "max_failures_permille": 0, "deadline_seconds": 90,
+        });
+        let created = self.operator.api()?.post("/api/v1/rollouts", &body).await?;
+        Ok(created["id"].as_str().context("no id of the rollout")?.to_owned())
+    }
+
+    /// Waits until a rollout is in `state`.
+    ///
+    /// # Errors
+    /// When it is not in time, or ends otherwise.
+    pub async fn rollout_is(&self, id: &str, state: &str) -> anyhow::Result<Value> {
+        let api = self.operator.api()?;
+        until(&format!("rollout {id} is {state}"), ROLLOUT, async || {
+            let rollout = api.get(&format!("/api/v1/rollouts/{id}")).await?;
+            if rollout["state"] != state
+                && ["completed", "aborted"].iter().any(|end| rollout["state"] == *end)
+            {
+                anyhow::bail!("it is {}: {rollout}", rollout["state"]);
+            }
+            Ok((rollout["state"] == state).then_some(rollout))
+        })
+        .await
+    }
+}
