@@ -126,8 +126,8 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<bool> {
 async fn play(stage: &mut Stage, network: &Network, short: bool) -> anyhow::Result<()> {
     first_rollout(stage).await?;
     measure_before(stage).await?;
-    drift(stage, network).await?;
-    let candidate = retrain(stage).await?;
+    let switched = drift(stage, network).await?;
+    let candidate = retrain(stage, switched).await?;
     second_rollout(stage, &candidate).await?;
     measure_after(stage).await?;
     if !short {
@@ -257,6 +257,13 @@ pub(crate) fn count(rollout: &Value, state: &str) -> usize {
 
 async fn first_rollout(stage: &mut Stage) -> anyhow::Result<()> {
     stage.view.step("rolling 1.0.0 out in waves");
+    let api = stage.operator.api()?;
+    until("every device is online", STEP, async || {
+        let devices = api.get("/api/v1/devices").await?;
+        let online = devices.as_array().into_iter().flatten().filter(|d| d["online"] == true).count();
+        Ok((online == stage.devices.len()).then_some(()))
+    })
+    .await?;
     let id = stage.roll_out("1.0.0", &[100, 500, 1000], 100).await?;
     let devices = stage.devices.len();
     let rollout = stage.rollout_ends(&id, "completed", devices).await?;
@@ -274,10 +281,11 @@ async fn measure_before(stage: &mut Stage) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn drift(stage: &mut Stage, network: &Network) -> anyhow::Result<()> {
+async fn drift(stage: &mut Stage, network: &Network) -> anyhow::Result<u64> {
     stage.view.step("half the devices move to the left arm; one device is cut off");
     let half = stage.devices.len() / 2;
     let from = Instant::now();
+    let switched = unix_ms();
     (0..half).for_each(|device| stage.traffic.wear(device, Worn::Left));
     network.mqtt.cut();
     network.https.cut();
@@ -292,13 +300,6 @@ async fn drift(stage: &mut Stage, network: &Network) -> anyhow::Result<()> {
     let seen = from.elapsed();
     stage.numbers.drift_detected_after_windows =
         seen.as_millis().div_ceil(u128::from(WINDOW_SECONDS) * 1000) as u64;
-    let drifted: Vec<&str> = verdict["features"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|feature| feature["drifted"] == true)
-        .filter_map(|feature| feature["name"].as_str())
-        .collect();
     // Long enough to measure, and for the cut device to have something to catch up.
     tokio::time::sleep(MEASURE.saturating_sub(seen)).await;
     let (accuracy, inputs) = stage.traffic.accuracy(Worn::Left, from);
@@ -307,20 +308,24 @@ async fn drift(stage: &mut Stage, network: &Network) -> anyhow::Result<()> {
     network.https.mend();
     let cut = stage.devices[network.device].id.clone();
     stage.view.done(&format!(
-        "left arm: {:.1} % of {inputs} answers are right; drift seen after {} windows in {} features ({}…)",
+        "left arm: {:.1} % of {inputs} answers are right; drift seen after {} windows: {}",
         accuracy * 100.0,
         stage.numbers.drift_detected_after_windows,
-        drifted.len(),
-        drifted.first().unwrap_or(&"none"),
+        verdict["reason"].as_str().unwrap_or_default(),
     ));
     stage
         .view
         .line(&format!("  {cut} was cut off for {} s and sends what it kept", from.elapsed().as_secs()));
-    Ok(())
+    Ok(switched)
 }
 
-/// Labels cases that may be labelled until there are enough, then trains; the candidate's file.
-async fn retrain(stage: &mut Stage) -> anyhow::Result<PathBuf> {
+fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Labels cases that may be labelled and came after `switched` until there are enough, then trains; the candidate's file.
+async fn retrain(stage: &mut Stage, switched: u64) -> anyhow::Result<PathBuf> {
     stage.view.step("hard cases arrive; labelling them");
     let api = stage.operator.api()?;
     let mut labelled = 0;
@@ -330,7 +335,7 @@ async fn retrain(stage: &mut Stage) -> anyhow::Result<PathBuf> {
         let labels: Vec<Value> = stage.traffic.look(|log| {
             cases
                 .iter()
-                .filter(|case| is_from_left(stage, case))
+                .filter(|case| is_from_left(stage, case) && case["at"].as_u64() >= Some(switched))
                 .filter_map(|case| {
                     // Only the half of each recording that may be labelled is in the truth.
                     let class = log.truth.get(case["request_id"].as_str()?)?;
@@ -355,10 +360,9 @@ async fn retrain(stage: &mut Stage) -> anyhow::Result<PathBuf> {
     stage.view.step("retraining the deployed graph on them, with old data replayed");
     let began = Instant::now();
     let recipe = stage.model_folder.display().to_string();
-    let dataset = stage.operator.run(&["dataset", "import", MODEL, &recipe]).await?;
-    let dataset = dataset["digest"].as_str().context("no digest of the dataset")?.to_owned();
+    stage.operator.run(&["dataset", "import", MODEL, &recipe]).await?;
     let base = format!("{MODEL}/1.0.0");
-    let job = stage.operator.run(&["train", "start", "--base", &base, "--dataset", &dataset]).await?;
+    let job = stage.operator.run(&["train", "start", &base, "--dataset", MODEL]).await?;
     let job = job["id"].as_str().context("no id of the job")?.to_owned();
     let done = until("training ends", STEP, async || {
         let job = stage.operator.run(&["train", "status", &job]).await?;
