@@ -115,7 +115,8 @@ pub async fn import(
     }
     for needed in ["train", "holdout"] {
         if !request.splits.contains_key(needed) {
-            return Err(refuse(format!("split {needed:?} is missing")).hint("train is replayed, holdout only evaluates"));
+            return Err(refuse(format!("split {needed:?} is missing"))
+                .hint("train is replayed, holdout only evaluates"));
         }
     }
     if let Some(Err(wrong)) = request.settings.as_ref().map(Settings::check) {
@@ -211,7 +212,10 @@ pub async fn start(
         let (shape, wanted) = (&description.shape, &manifest.input.shape);
         return Err(ApiError::conflict(
             "training.other_model",
-            format!("data set {} is for {} {shape:?}, the base is {base} {wanted:?}", dataset.name, dataset.model),
+            format!(
+                "data set {} is for {} {shape:?}, the base is {base} {wanted:?}",
+                dataset.name, dataset.model
+            ),
         ));
     }
     let labelled = labelled_cases(&app.store, &base.model).await?.len();

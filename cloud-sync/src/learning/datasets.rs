@@ -137,12 +137,18 @@ impl Snapshots {
             let y = npy::write_u32(&[part.samples.len()], &part.samples.y);
             splits.insert(
                 part.name.clone(),
-                Split { count: part.samples.len(), x: sha256(&x), y: sha256(&y), origin: part.origin.clone() },
+                Split {
+                    count: part.samples.len(),
+                    x: sha256(&x),
+                    y: sha256(&y),
+                    origin: part.origin.clone(),
+                },
             );
             contents.push((format!("{}.x.npy", part.name), x));
             contents.push((format!("{}.y.npy", part.name), y));
         }
-        let description = Description { format: FORMAT, model: model.clone(), shape, classes, splits, parent, settings };
+        let description =
+            Description { format: FORMAT, model: model.clone(), shape, classes, splits, parent, settings };
         let text = serde_json::to_vec_pretty(&description)
             .map_err(|error| DatasetError::Refused { split: "all".into(), why: error.to_string() })?;
         let digest = sha256(&text);
@@ -180,10 +186,8 @@ impl Snapshots {
     pub fn read(&self, digest: &str, split: &str) -> Result<Samples, DatasetError> {
         let damaged = |why: String| DatasetError::Damaged { digest: digest.to_owned(), why };
         let description = self.describe(digest)?;
-        let declared = description
-            .splits
-            .get(split)
-            .ok_or_else(|| damaged(format!("it has no split {split:?}")))?;
+        let declared =
+            description.splits.get(split).ok_or_else(|| damaged(format!("it has no split {split:?}")))?;
         let file = |kind: &str, expected: &str| {
             let name = format!("{split}.{kind}.npy");
             let bytes = files::read(&self.folder.join(digest).join(&name))?

@@ -149,7 +149,8 @@ impl Folder {
     /// What is wrong with it.
     pub fn job(&self) -> Result<Job, String> {
         let path = self.0.join("job.json");
-        let job: Job = serde_json::from_slice(&read(&path)?).map_err(|e| format!("{}: {e}", path.display()))?;
+        let job: Job =
+            serde_json::from_slice(&read(&path)?).map_err(|e| format!("{}: {e}", path.display()))?;
         if job.contract == CONTRACT {
             Ok(job)
         } else {

@@ -231,13 +231,19 @@ impl Learning {
         let cases = labelled_cases(&self.store, &order.base.model).await.map_err(failed)?;
         let cases: Vec<Labelled> = cases
             .into_iter()
-            .filter(|case| case.shape == manifest.input.shape && (case.label as usize) < manifest.labels.len())
+            .filter(|case| {
+                case.shape == manifest.input.shape && (case.label as usize) < manifest.labels.len()
+            })
             .map(|case| Labelled { id: case.id, device: case.device, input: case.input, label: case.label })
             .collect();
         if cases.len() < MIN_LABELLED {
             return Err(End(
                 State::Failed,
-                format!("{} labelled cases of {}; label at least {MIN_LABELLED}", cases.len(), order.base.model),
+                format!(
+                    "{} labelled cases of {}; label at least {MIN_LABELLED}",
+                    cases.len(),
+                    order.base.model
+                ),
             ));
         }
         let learning = self.clone();
@@ -252,7 +258,8 @@ impl Learning {
         self.state(id, State::Training, detail).await?;
         self.train(id, order.deadline).await?;
         let folder = self.folder(id);
-        detail.trainer = std::fs::read(folder.metrics()).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        detail.trainer =
+            std::fs::read(folder.metrics()).ok().and_then(|text| serde_json::from_slice(&text).ok());
 
         self.state(id, State::Evaluating, detail).await?;
         let criteria = order.criteria;
