@@ -32,6 +32,13 @@ use utoipa::OpenApi;
         crate::registry::api::releases,
         crate::registry::api::release,
         crate::registry::api::blob,
+        crate::learning::api::import,
+        crate::learning::api::list_datasets,
+        crate::learning::api::start,
+        crate::learning::api::list,
+        crate::learning::api::show,
+        crate::learning::api::cancel,
+        crate::learning::api::candidate,
     ),
     components(schemas(super::error::ErrorBody))
 )]

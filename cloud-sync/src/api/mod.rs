@@ -21,6 +21,7 @@ pub use server::{Server, ServerError};
 
 use crate::app::Shared;
 use crate::enrol;
+use crate::learning;
 use crate::registry;
 use crate::service;
 use crate::{cases, console, devices, drift, rollouts};
@@ -44,6 +45,7 @@ pub fn router(app: Shared) -> Router {
         .route("/labels", post(cases::api::label_many))
         .route("/audit", get(service::audit_log))
         .merge(registry::api::routes())
+        .merge(learning::api::routes(&app))
         .layer(from_fn_with_state(app.clone(), auth::require_operator));
     let open = Router::new()
         .route("/enrol", post(enrol::api::enrol))

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use farlight_cloud::exit::Exit;
+use farlight_cloud::learning::trainer;
 use farlight_cloud::settings::{ServeArgs, Settings};
 
 #[derive(Parser)]
@@ -17,10 +18,19 @@ struct Cli {
 enum Command {
     /// Serve devices and operators until SIGTERM
     Serve(ServeArgs),
+    /// Train the model of a job's folder; the service calls this as a process of its own
+    #[command(hide = true)]
+    TrainJob {
+        /// The folder
+        folder: std::path::PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
-    let Command::Serve(args) = Cli::parse().command;
+    let args = match Cli::parse().command {
+        Command::Serve(args) => args,
+        Command::TrainJob { folder } => return trainer::run(&folder).into(),
+    };
     farlight_cloud::service::start_tracing();
     let outcome = Settings::from_args(args)
         .map_err(|error| (Exit::Usage, error.to_string()))

@@ -3,6 +3,7 @@
 
 pub mod cases;
 pub mod context;
+pub mod dataset;
 pub mod device;
 pub mod error;
 pub mod files;
@@ -48,6 +49,9 @@ enum Command {
     /// Build, sign, publish and list releases
     #[command(subcommand)]
     Release(release::Command),
+    /// Keep the data that models learn from
+    #[command(subcommand)]
+    Dataset(dataset::Command),
     /// Train models
     #[command(subcommand)]
     Train(train::Command),
@@ -85,6 +89,7 @@ async fn run(command: Command, context: &Context) -> Result<(), CliError> {
         Command::Keys(command) => keys::run(command, context),
         Command::Repo(command) => repo::run(command, context).await,
         Command::Release(command) => release::run(command, context).await,
+        Command::Dataset(command) => dataset::run(command, context).await,
         Command::Train(command) => train::run(command, context).await,
         Command::Device(command) => device::run(command, context).await,
         Command::Rollout(command) => rollout::run(command, context).await,

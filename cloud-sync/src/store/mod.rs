@@ -24,6 +24,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "base", include_str!("migrations/0001_base.sql")),
     (2, "releases", include_str!("migrations/0002_releases.sql")),
+    (3, "learning", include_str!("migrations/0003_learning.sql")),
 ];
 
 /// What can go wrong with the database.

@@ -24,7 +24,7 @@ const VALIDATION_SHARE: usize = 10;
 
 /// Why a reference model could not be made.
 #[derive(Debug, thiserror::Error)]
-pub enum BaseError {
+pub(super) enum BaseError {
     /// The recipe or its data.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
@@ -47,7 +47,7 @@ pub enum BaseError {
 
 /// Accuracy on one set.
 #[derive(Debug, Clone, Serialize)]
-pub struct Measured {
+pub(super) struct Measured {
     /// The set.
     pub set: String,
     /// Inputs.
@@ -58,7 +58,7 @@ pub struct Measured {
 
 /// The model and its figures.
 #[derive(Debug, Clone, Serialize)]
-pub struct Base {
+pub(super) struct Base {
     /// The ONNX file.
     #[serde(skip)]
     pub onnx: Vec<u8>,
@@ -76,7 +76,7 @@ pub struct Base {
 
 /// One retraining with labelled field inputs.
 #[derive(Debug, Clone, Serialize)]
-pub struct Recovery {
+pub(super) struct Recovery {
     /// Labels given.
     pub labels: usize,
     /// Seed of the choice and of the training.
@@ -128,7 +128,7 @@ impl<'a> Folder<'a> {
 ///
 /// # Errors
 /// [`BaseError`].
-pub fn train(folder: &Path, mut progress: impl FnMut(&Epoch)) -> Result<Base, BaseError> {
+pub(super) fn train(folder: &Path, mut progress: impl FnMut(&Epoch)) -> Result<Base, BaseError> {
     let folder = Folder::open(folder)?;
     let settings = &folder.recipe.train;
     let start = folder.recipe.network.build(settings.seed)?;
@@ -161,7 +161,7 @@ pub fn train(folder: &Path, mut progress: impl FnMut(&Epoch)) -> Result<Base, Ba
 ///
 /// # Errors
 /// [`BaseError`].
-pub fn recover(folder: &Path, onnx: &[u8], labels: usize, seed: u64) -> Result<Recovery, BaseError> {
+pub(super) fn recover(folder: &Path, onnx: &[u8], labels: usize, seed: u64) -> Result<Recovery, BaseError> {
     let folder = Folder::open(folder)?;
     let manifest = folder.manifest(onnx);
     let pool = folder.recipe.data.field.as_ref().ok_or(BaseError::NoField)?.read(folder.path)?;

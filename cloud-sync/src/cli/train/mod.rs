@@ -2,6 +2,7 @@
 //! cloud.
 
 mod base;
+mod jobs;
 
 use std::path::PathBuf;
 
@@ -20,6 +21,17 @@ pub enum Command {
     Base(Base),
     /// Measure how the model of a folder recovers with labelled field data, offline
     Recover(Recover),
+    /// Start a training job in the cloud with the model's labelled cases
+    Start(jobs::Start),
+    /// Show training jobs
+    Status(jobs::Status),
+    /// Fetch the candidate of a job
+    Fetch(jobs::Fetch),
+    /// Stop a job
+    Cancel {
+        /// The job
+        id: String,
+    },
 }
 
 /// Arguments of `train base`.
@@ -49,6 +61,10 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), CliEr
     match command {
         Command::Base(args) => train_base(&args, context),
         Command::Recover(args) => recover(&args, context),
+        Command::Start(args) => jobs::start(args, context).await,
+        Command::Status(args) => jobs::status(args, context).await,
+        Command::Fetch(args) => jobs::fetch(args, context).await,
+        Command::Cancel { id } => jobs::cancel(&id, context).await,
     }
 }
 
