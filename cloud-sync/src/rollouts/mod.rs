@@ -45,7 +45,9 @@ pub enum DriveError {
 /// Drives rollouts until cancelled.
 pub async fn drive(app: Shared, shutdown: CancellationToken) {
     let mut changed = app.changes.subscribe();
-    // Devices whose newest desired state could not be published yet.
+    // Devices that said hello and were not looked after yet, and those whose newest desired state could
+    // not be published yet: kept here, so that a database that is away is asked once a tick, not at once.
+    let mut greeting = BTreeSet::new();
     let mut unpublished = BTreeSet::new();
     loop {
         let mut taken = crate::ingest::Changes::default();
@@ -54,10 +56,12 @@ pub async fn drive(app: Shared, shutdown: CancellationToken) {
             false
         });
         changed.mark_unchanged();
-        unpublished.extend(taken.hellos.iter().cloned());
-        if let Err(error) = hello(&app, &taken.hellos).await {
-            tracing::error!(%error, "devices that said hello were not looked after; will try again");
-            app.changes.send_modify(|changes| changes.hellos.extend(taken.hellos));
+        greeting.extend(taken.hellos);
+        match hello(&app, &greeting).await {
+            Ok(()) => unpublished.append(&mut greeting),
+            Err(error) => {
+                tracing::error!(%error, "devices that said hello were not looked after; will try again");
+            }
         }
         match reconcile(&app).await {
             Ok(devices) => unpublished.extend(devices),
