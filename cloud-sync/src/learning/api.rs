@@ -23,6 +23,7 @@ use super::records::{self, DatasetRecord, JobRecord};
 use crate::api::{ApiError, Body, Operator, Path, Query};
 use crate::app::Shared;
 use crate::cases::labelled_cases;
+use crate::clock;
 
 /// Largest upload of a data set in bytes: base64 of about 190 MB of samples.
 const MAX_DATASET: usize = 256 * 1024 * 1024;
@@ -41,10 +42,9 @@ pub fn routes(app: &Shared) -> Router<Shared> {
         .route("/training/{id}/candidate.onnx", get(candidate));
     let learning =
         Learning::new(&app.settings.data, app.store.clone(), app.registry.clone(), jobs::trainer());
-    // Before the first request: a job that is not final now cannot be running.
-    let store = app.store.clone();
+    let (store, start) = (app.store.clone(), clock::now());
     tokio::spawn(async move {
-        if let Err(error) = records::abandon(&store).await {
+        if let Err(error) = records::abandon(&store, start).await {
             tracing::error!(%error, "training jobs of a former life could not be ended");
         }
     });

@@ -1,6 +1,6 @@
 //! The tables `datasets` and `training_jobs`.
 
-use farlight_wire::{ModelName, ReleaseId};
+use farlight_wire::{Millis, ModelName, ReleaseId};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::any::AnyRow;
@@ -150,12 +150,13 @@ pub async fn update(store: &Store, id: &str, state: State, detail: &Detail) -> R
     write.commit().await
 }
 
-/// Ends the jobs that a former life of the service left behind.
+/// Ends the jobs that a former life of the service left behind: those ordered before `start`.
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn abandon(store: &Store) -> Result<(), StoreError> {
-    for job in list(store, None).await?.into_iter().filter(|job| !job.state.is_final()) {
+pub async fn abandon(store: &Store, start: Millis) -> Result<(), StoreError> {
+    let left = |job: &JobRecord| !job.state.is_final() && job.created < start.0;
+    for job in list(store, None).await?.into_iter().filter(left) {
         let message = Some("the service ended while it ran: start it again".to_owned());
         update(store, &job.id, State::Failed, &Detail { message, ..job.detail }).await?;
     }
