@@ -84,45 +84,17 @@ pub enum Verdict {
 }
 
 /// Judges a candidate after `elapsed` on probation against what the previous release did here (empty when
-/// there was none).
+/// there was none). A share that looks bad without being proven bad yet holds the verdict open.
 pub fn judge(candidate: &Health, previous: &Health, policy: Policy, elapsed: Millis) -> Verdict {
     let n = candidate.requests();
-    let share = |bad: u64, of: u64| if of == 0 { 0.0 } else { bad as f64 / of as f64 };
-    for (code, what, bad, before) in [
-        (
-            Code::ProbationErrors,
-            "requests failed",
-            candidate.failed,
-            share(previous.failed, previous.requests()),
-        ),
-        (
-            Code::ProbationNonFinite,
-            "answers were not finite",
-            candidate.non_finite,
-            share(previous.non_finite, previous.requests()),
-        ),
-    ] {
-        let allowed = (2.0 * before).max(TOLERATED_BAD);
-        if lower_bound(bad, n) > allowed {
-            let text = format!("{bad} of {n} {what}; at most {:.1} % are tolerated", allowed * 100.0);
-            return Verdict::Fail(code, text);
+    let mut suspicious = None;
+    for concern in concerns(candidate, previous) {
+        if lower_bound(concern.bad, concern.of) > concern.allowed {
+            return Verdict::Fail(concern.code, concern.text());
         }
-    }
-    let abstain_before = share(previous.abstained, previous.requests());
-    if lower_bound(candidate.abstained, n) > abstain_before + ABSTAIN_MARGIN {
-        let text = format!(
-            "{} of {n} answers were withheld, {:.1} % before",
-            candidate.abstained,
-            abstain_before * 100.0
-        );
-        return Verdict::Fail(Code::ProbationAbstains, text);
-    }
-    let (top, answers) = candidate.top_class();
-    let (top_before, answers_before) = previous.top_class();
-    let spread_before = answers_before == 0 || upper_bound(top_before, answers_before) < DEGENERATE_SHARE;
-    if candidate.classes.0.len() > 1 && spread_before && lower_bound(top, answers) > DEGENERATE_SHARE {
-        let text = format!("{top} of {answers} answers are the same class; the previous release spread them");
-        return Verdict::Fail(Code::ProbationDegenerate, text);
+        if share(concern.bad, concern.of) > concern.allowed {
+            suspicious = Some(concern.text());
+        }
     }
     if let (Some(now), Some(before)) =
         (candidate.latency_us.quantile(0.95), previous.latency_us.quantile(0.95))
@@ -136,14 +108,77 @@ pub fn judge(candidate: &Health, previous: &Health, policy: Policy, elapsed: Mil
     if elapsed < policy.duration {
         return Verdict::Wait;
     }
-    if n >= policy.min_requests {
+    if n >= policy.min_requests && suspicious.is_none() {
         return Verdict::Pass;
     }
     if elapsed.0 >= policy.duration.0.max(1_000).saturating_mul(EXTENSIONS) {
-        let text = format!("{n} requests in {} s; {} are asked for", elapsed.0 / 1000, policy.min_requests);
+        let text = suspicious.unwrap_or_else(|| {
+            format!("{n} requests in {} s; {} are asked for", elapsed.0 / 1000, policy.min_requests)
+        });
         return Verdict::Fail(Code::ProbationInconclusive, text);
     }
     Verdict::Wait
+}
+
+/// A share that must not be above what is allowed.
+struct Concern {
+    code: Code,
+    what: &'static str,
+    bad: u64,
+    of: u64,
+    allowed: f64,
+}
+
+impl Concern {
+    fn text(&self) -> String {
+        format!(
+            "{} of {} {}; at most {:.1} % are allowed",
+            self.bad,
+            self.of,
+            self.what,
+            self.allowed * 100.0
+        )
+    }
+}
+
+fn concerns(candidate: &Health, previous: &Health) -> Vec<Concern> {
+    let (n, before) = (candidate.requests(), previous.requests());
+    let tolerated = |bad_before: u64| (2.0 * share(bad_before, before)).max(TOLERATED_BAD);
+    let mut concerns = vec![
+        Concern {
+            code: Code::ProbationErrors,
+            what: "requests failed",
+            bad: candidate.failed,
+            of: n,
+            allowed: tolerated(previous.failed),
+        },
+        Concern {
+            code: Code::ProbationNonFinite,
+            what: "answers were not finite",
+            bad: candidate.non_finite,
+            of: n,
+            allowed: tolerated(previous.non_finite),
+        },
+        Concern {
+            code: Code::ProbationAbstains,
+            what: "answers were withheld",
+            bad: candidate.abstained,
+            of: n,
+            allowed: share(previous.abstained, before) + ABSTAIN_MARGIN,
+        },
+    ];
+    // Only what the previous release did on this device tells a degenerate release from a constant world.
+    let (top_before, answers_before) = previous.top_class();
+    if candidate.classes.0.len() > 1 && upper_bound(top_before, answers_before) < DEGENERATE_SHARE {
+        let (bad, of) = candidate.top_class();
+        let what = "answers are the same class, and the previous release spread them";
+        concerns.push(Concern { code: Code::ProbationDegenerate, what, bad, of, allowed: DEGENERATE_SHARE });
+    }
+    concerns
+}
+
+fn share(bad: u64, of: u64) -> f64 {
+    if of == 0 { 0.0 } else { bad as f64 / of as f64 }
 }
 
 /// Wilson score bounds (Wilson 1927) of a binomial share.
@@ -221,8 +256,25 @@ mod tests {
     }
 
     #[test]
+    fn a_first_release_is_not_degenerate_for_want_of_a_comparison() {
+        let constant = Health { ok: 500, classes: Counts(vec![0, 500, 0, 0]), ..Health::default() };
+        assert_eq!(judge(&constant, &Health::default(), POLICY, Millis(10_000)), Verdict::Pass);
+    }
+
+    #[test]
+    fn what_looks_bad_is_not_passed_before_it_is_cleared() {
+        // 60 answers of one class are too few to prove it, and too odd to let it pass.
+        let odd = Health { ok: 60, classes: Counts(vec![60, 0, 0, 0]), ..Health::default() };
+        assert_eq!(judge(&odd, &healthy(1_000), POLICY, Millis(10_000)), Verdict::Wait);
+        let one = Health { failed: 1, ..healthy(60) };
+        assert_eq!(judge(&one, &healthy(1_000), POLICY, Millis(10_000)), Verdict::Wait);
+        let late = judge(&odd, &healthy(1_000), POLICY, Millis(200_000));
+        assert_eq!(code(late), Some(Code::ProbationInconclusive));
+    }
+
+    #[test]
     fn a_few_bad_answers_do_not_fail_it() {
-        let one = Health { failed: 1, ..healthy(99) };
+        let one = Health { failed: 1, ..healthy(400) };
         assert_eq!(judge(&one, &healthy(1_000), POLICY, Millis(10_000)), Verdict::Pass);
     }
 }

@@ -50,7 +50,9 @@ pub(crate) async fn bad_release(stage: &mut Stage, candidate: &Path) -> anyhow::
         (exposed.len(), spans.max().unwrap_or_default())
     });
     stage.numbers.bad_release_devices_exposed = exposed;
-    stage.numbers.bad_release_canary_devices = rollout["devices"].as_array().map_or(0, Vec::len);
+    // Beyond the first wave nothing is a canary any more.
+    let canary = if rollout["wave"] == 0 { rollout["devices"].as_array().map_or(0, Vec::len) } else { 0 };
+    stage.numbers.bad_release_canary_devices = canary;
     stage.numbers.bad_release_rolled_back_ms = longest.as_millis() as u64;
     let code = first_error(&rollout);
     let rolled_back =
