@@ -1,6 +1,8 @@
 //! Trains the shared zstd dictionary on synthetic windows. Version 1 is frozen: this shows how it was made
 //! and makes the next one. `cargo run -p farlight-wire --example train_dictionary -- FILE`
 
+#![allow(clippy::expect_used, clippy::disallowed_methods, reason = "a tool beside the core, not part of it")]
+
 use std::path::PathBuf;
 
 use farlight_wire::telemetry::{ModelWindowV1, VitalsV1, WindowV1};

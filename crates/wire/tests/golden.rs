@@ -1,5 +1,6 @@
 //! Golden bytes of version 1: what these files hold must decode to these values for ever, and encode to
 //! the same plain bytes. (Compressed bytes may change with zstd's version, so those are only decoded.)
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use farlight_wire::case::{CaseKind, CaseTensor, CaseV1, TensorEncoding};
 use farlight_wire::desired::{Action, CommandV1, DesiredV1};

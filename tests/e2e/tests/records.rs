@@ -24,7 +24,7 @@ async fn killing_agent_and_cloud_again_and_again_loses_nothing() {
     fleet.publish("1.0.0").await.unwrap();
     let mut device = fleet.device("gw-1", &DeviceOptions::default()).await.unwrap();
     let rollout = fleet.roll_out("1.0.0").await.unwrap();
-    fleet.rollout_is(&rollout, "completed").await.unwrap();
+    fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
     let mut count = 0;
     for round in 0..4 {
         for _ in 0..60 {

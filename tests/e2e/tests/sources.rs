@@ -50,9 +50,9 @@ async fn a_local_topic_is_answered() {
     let extra = format!(
         "[[source]]\nkind = \"mqtt\"\nmodel = \"{MODEL}\"\nport = {port}\ninput_topic = \"in\"\noutput_topic = \"out\"\n"
     );
-    let _device = fleet.device("gw-1", &DeviceOptions { extra, ..DeviceOptions::default() }).await.unwrap();
+    let device = fleet.device("gw-1", &DeviceOptions { extra, ..DeviceOptions::default() }).await.unwrap();
     let rollout = fleet.roll_out("1.0.0").await.unwrap();
-    fleet.rollout_is(&rollout, "completed").await.unwrap();
+    fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
 
     let (client, mut events) = AsyncClient::new(MqttOptions::new("test", "127.0.0.1", port), 16);
     client.subscribe("out", QoS::AtLeastOnce).await.unwrap();
@@ -106,9 +106,9 @@ async fn a_recording_is_replayed_and_counted() {
     let extra = format!(
         "[[source]]\nkind = \"replay\"\nmodel = \"{MODEL}\"\npath = {csv:?}\nrate_hz = 1000.0\nstride = 50\nrepeat = true\n"
     );
-    let _device = fleet.device("gw-1", &DeviceOptions { extra, ..DeviceOptions::default() }).await.unwrap();
+    let device = fleet.device("gw-1", &DeviceOptions { extra, ..DeviceOptions::default() }).await.unwrap();
     let rollout = fleet.roll_out("1.0.0").await.unwrap();
-    fleet.rollout_is(&rollout, "completed").await.unwrap();
+    fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
     let api = fleet.operator.api().unwrap();
     until("the cloud has windows with answers", WAIT, async || {
         let device = api.get("/api/v1/devices/gw-1").await?;

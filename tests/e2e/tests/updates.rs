@@ -16,7 +16,7 @@ async fn a_release_is_installed_confirmed_and_answers() {
     let early = Device::infer(&device.client(), MODEL, "a", &[6, 100], &input).await;
     assert!(matches!(early, Err(InferFailure::Refused(404, _))), "{early:?}");
     let rollout = fleet.roll_out("1.0.0").await.unwrap();
-    let done = fleet.rollout_is(&rollout, "completed").await.unwrap();
+    let done = fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
     assert_eq!(done["devices"][0]["state"], "confirmed", "{done}");
     let answer = Device::infer(&device.client(), MODEL, "a", &[6, 100], &input).await.unwrap();
     assert_eq!(answer.version, "1.0.0");
@@ -35,7 +35,7 @@ async fn killing_the_agent_at_any_moment_of_an_update_leaves_a_verified_model() 
     fleet.publish("1.0.0").await.unwrap();
     let mut device = fleet.device("gw-1", &DeviceOptions::default()).await.unwrap();
     let rollout = fleet.roll_out("1.0.0").await.unwrap();
-    fleet.rollout_is(&rollout, "completed").await.unwrap();
+    fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
     fleet.publish("1.1.0").await.unwrap();
     let rollout = fleet.roll_out("1.1.0").await.unwrap();
     // Kills at moments spread over the update; trials allow two restarts on probation.
@@ -48,7 +48,7 @@ async fn killing_the_agent_at_any_moment_of_an_update_leaves_a_verified_model() 
         assert!(["1.0.0", "1.1.0"].contains(&running.as_deref().unwrap()), "{running:?}");
     }
     let ended = until("the rollout ends", WAIT, async || {
-        let rollout = fleet.operator.api()?.get(&format!("/api/v1/rollouts/{rollout}")).await?;
+        let rollout = fleet.rollout(&rollout, &[&device]).await?;
         Ok((rollout["state"] != "running").then_some(rollout))
     })
     .await
@@ -68,7 +68,7 @@ async fn a_release_whose_golden_vectors_differ_is_refused_before_it_runs() {
     fleet.publish("1.0.0").await.unwrap();
     let device = fleet.device("gw-1", &DeviceOptions::default()).await.unwrap();
     let rollout = fleet.roll_out("1.0.0").await.unwrap();
-    fleet.rollout_is(&rollout, "completed").await.unwrap();
+    fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
     // A tolerance of nothing that even the same engine meets is fine; a budget of nothing is not.
     let model = farlight_test_support::workspace_root().join("models").join(MODEL);
     let recipe = std::fs::read_to_string(model.join("release.toml")).unwrap();
@@ -80,7 +80,7 @@ async fn a_release_whose_golden_vectors_differ_is_refused_before_it_runs() {
     std::fs::write(folder.join("release.toml"), tight).unwrap();
     fleet.publish_from(&folder.join("release.toml"), &model.join("model.onnx"), "1.1.0").await.unwrap();
     let rollout = fleet.roll_out("1.1.0").await.unwrap();
-    let ended = fleet.rollout_is(&rollout, "aborted").await.unwrap();
+    let ended = fleet.rollout_is(&rollout, "aborted", &[&device]).await.unwrap();
     assert_eq!(ended["devices"][0]["error_code"], "self_test.over_budget", "{ended}");
     assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.0.0"));
 }

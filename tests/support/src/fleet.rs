@@ -79,21 +79,20 @@ impl Fleet {
     pub async fn roll_out(&self, version: &str) -> anyhow::Result<String> {
         let body = json!({
             "release": format!("{MODEL}/{version}"), "fleet": "default", "waves": [{ "permille": 1000 }],
-            "soak_seconds": 0, "probation_seconds": 1, "min_requests": 0,
+            "soak_seconds": 0, "probation_seconds": 1, "min_requests": 1,
             "max_failures_permille": 0, "deadline_seconds": 90,
         });
         let created = self.operator.api()?.post("/api/v1/rollouts", &body).await?;
         Ok(created["id"].as_str().context("no id of the rollout")?.to_owned())
     }
 
-    /// Waits until a rollout is in `state`.
+    /// Waits until a rollout is in `state`, asking its devices meanwhile: without requests no gate passes.
     ///
     /// # Errors
     /// When it is not in time, or ends otherwise.
-    pub async fn rollout_is(&self, id: &str, state: &str) -> anyhow::Result<Value> {
-        let api = self.operator.api()?;
+    pub async fn rollout_is(&self, id: &str, state: &str, devices: &[&Device]) -> anyhow::Result<Value> {
         until(&format!("rollout {id} is {state}"), ROLLOUT, async || {
-            let rollout = api.get(&format!("/api/v1/rollouts/{id}")).await?;
+            let rollout = self.rollout(id, devices).await?;
             if rollout["state"] != state
                 && ["completed", "aborted"].iter().any(|end| rollout["state"] == *end)
             {
@@ -102,5 +101,17 @@ impl Fleet {
             Ok((rollout["state"] == state).then_some(rollout))
         })
         .await
+    }
+
+    /// A rollout as it is, after asking each device once.
+    ///
+    /// # Errors
+    /// When the cloud does not answer.
+    pub async fn rollout(&self, id: &str, devices: &[&Device]) -> anyhow::Result<Value> {
+        for device in devices {
+            // Before its first release a device answers 404: that is fine here.
+            let _ = Device::infer(&device.client(), MODEL, "asked", &[6, 100], &[0.1; 600]).await;
+        }
+        self.operator.api()?.get(&format!("/api/v1/rollouts/{id}")).await
     }
 }

@@ -28,7 +28,7 @@ async fn run() -> anyhow::Result<bool> {
     let options = DeviceOptions { tcp: true, ..DeviceOptions::default() };
     let device = fleet.device("gw-1", &options).await?;
     let rollout = fleet.roll_out("1.0.0").await?;
-    fleet.rollout_is(&rollout, "completed").await?;
+    fleet.rollout_is(&rollout, "completed", &[&device]).await?;
     let mut command = Command::new(program);
     command.args(args).env("FARLIGHT_HTTP", &device.address);
     let status = tokio::task::spawn_blocking(move || command.status()).await?.context("run the command")?;
