@@ -178,7 +178,7 @@ pub async fn enrol(state_dir: &Path, file: &Path) -> Result<Identity, Fatal> {
         .with_context(|| format!("understand enrolment file {}", file.display()))
         .map_err(|e| fail(e, make))?;
 
-    let key = rcgen::KeyPair::generate().context("generate key").map_err(|e| fail(e, "report this"))?;
+    let key = enrolment_key(state_dir)?;
     let csr = rcgen::CertificateParams::new(Vec::new())
         .and_then(|mut params| {
             params.distinguished_name.push(rcgen::DnType::CommonName, enrolment.device.as_str());
@@ -207,14 +207,43 @@ pub async fn enrol(state_dir: &Path, file: &Path) -> Result<Identity, Fatal> {
     Trust::create(state_dir, &root).context("store trust root").map_err(store)?;
     let bytes = serde_json::to_vec_pretty(&identity).context("store identity").map_err(store)?;
     durable::replace(&path(state_dir), &bytes, Access::Secret).context("store identity").map_err(store)?;
+    // A leftover is harmless: it is the key in the identity.
+    let _ = std::fs::remove_file(key_path(state_dir));
     tracing::info!(device = %identity.device, fleet = %identity.fleet, "enrolled");
     Ok(identity)
+}
+
+fn key_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("enrolment-key.pem")
+}
+
+/// The key to enrol with, durable before the token is spent: when the cloud's answer is lost on the way,
+/// the same request may be repeated, and only with the same key.
+fn enrolment_key(state_dir: &Path) -> Result<rcgen::KeyPair, Fatal> {
+    let path = key_path(state_dir);
+    let fail = |error: anyhow::Error| {
+        Fatal::new(ExitCode::Identity, error, "check the state directory's permissions and space")
+    };
+    let stored = durable::read_limited(&path, MAX_FILE)
+        .with_context(|| format!("read {}", path.display()))
+        .map_err(fail)?;
+    if let Some(key) = stored
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .and_then(|pem| rcgen::KeyPair::from_pem(&pem).ok())
+    {
+        return Ok(key);
+    }
+    let key = rcgen::KeyPair::generate().context("generate key").map_err(fail)?;
+    durable::replace(&path, key.serialize_pem().as_bytes(), Access::Secret)
+        .with_context(|| format!("write {}", path.display()))
+        .map_err(fail)?;
+    Ok(key)
 }
 
 async fn ask(enrolment: &Enrolment, url: &str, csr_pem: &str) -> Result<Answer, Fatal> {
     let fail = |error: anyhow::Error, hint: &str| Fatal::new(ExitCode::Identity, error, hint);
     let client = http(&enrolment.ca_pem).map_err(|e| fail(e, "make a new enrolment file"))?;
-    let response = client
+    let mut response = client
         .post(url)
         .json(&Request { token: &enrolment.token, csr_pem })
         .send()
@@ -222,9 +251,13 @@ async fn ask(enrolment: &Enrolment, url: &str, csr_pem: &str) -> Result<Answer, 
         .with_context(|| format!("reach {url}"))
         .map_err(|e| fail(e, "check the network, and the address in the enrolment file"))?;
     let status = response.status();
-    let body = response.bytes().await.context("read answer").map_err(|e| fail(e, "try again"))?;
-    if body.len() > MAX_ANSWER {
-        return Err(fail(anyhow::anyhow!("answer has {} bytes", body.len()), "check the address"));
+    let mut body = Vec::new();
+    while let Some(bytes) = response.chunk().await.context("read answer").map_err(|e| fail(e, "try again"))? {
+        body.extend_from_slice(&bytes);
+        if body.len() > MAX_ANSWER {
+            let text = format!("the answer has more than {MAX_ANSWER} bytes");
+            return Err(fail(anyhow::anyhow!(text), "check the address in the enrolment file"));
+        }
     }
     if !status.is_success() {
         let (text, hint) = match serde_json::from_slice::<Refused>(&body) {
@@ -236,4 +269,18 @@ async fn ask(enrolment: &Enrolment, url: &str, csr_pem: &str) -> Result<Answer, 
     serde_json::from_slice(&body)
         .context("understand the cloud's answer")
         .map_err(|e| fail(e, "compare the versions of agent and cloud"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_enrolment_uses_the_same_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = enrolment_key(dir.path()).unwrap().serialize_pem();
+        assert_eq!(enrolment_key(dir.path()).unwrap().serialize_pem(), first);
+        std::fs::write(key_path(dir.path()), "torn").unwrap();
+        assert_ne!(enrolment_key(dir.path()).unwrap().serialize_pem(), first);
+    }
 }

@@ -4,20 +4,25 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use farlight_wire::{Millis, ReleaseId, Report, RolloutId, Seq, Stream};
+use farlight_device::health::Health;
+use farlight_wire::report::Event;
+use farlight_wire::{Millis, ModelName, ReleaseId, Report, RolloutId, Seq, Stream};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::store::{self, StoreError};
 
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 const TABLES: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE TABLE reports (seq INTEGER PRIMARY KEY AUTOINCREMENT, value INTEGER NOT NULL, crc INTEGER NOT NULL, bytes BLOB NOT NULL) STRICT;
 CREATE TABLE attempts (release TEXT NOT NULL, rollout TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (release, rollout)) STRICT;
 CREATE TABLE bad (release TEXT PRIMARY KEY, rollout TEXT) STRICT;
+CREATE TABLE baselines (model TEXT PRIMARY KEY, health BLOB NOT NULL) STRICT;
 ";
 /// Most reports kept while offline: the oldest go first, and the loss is itself reported.
 const MAX_REPORTS: i64 = 10_000;
+/// Reports that go at once, so that their loss is one report among many.
+const DROPPED_AT_ONCE: i64 = 1_000;
 
 /// The journal.
 pub struct Journal {
@@ -49,14 +54,54 @@ impl Journal {
     /// When SQLite cannot commit.
     pub fn report(&self, report: &Report) -> Result<(), StoreError> {
         let bytes = postcard::to_allocvec(report).map_err(StoreError::Serialise)?;
+        let loss = postcard::to_allocvec(&Report {
+            at: report.at,
+            event: Event::Loss { what: "reports".to_owned(), records: DROPPED_AT_ONCE as u64 },
+        })
+        .map_err(StoreError::Serialise)?;
         let run = || {
-            store::append(&self.db, Stream::Report, 0, &bytes)?;
-            self.db.execute(
-                "DELETE FROM reports WHERE seq <= (SELECT max(seq) FROM reports) - ?1",
-                [MAX_REPORTS],
-            )
+            let transaction = self.db.unchecked_transaction()?;
+            let kept: i64 = transaction.query_row("SELECT count(*) FROM reports", [], |row| row.get(0))?;
+            if kept >= MAX_REPORTS {
+                transaction.execute(
+                    "DELETE FROM reports WHERE seq IN (SELECT seq FROM reports ORDER BY seq LIMIT ?1)",
+                    [DROPPED_AT_ONCE],
+                )?;
+                store::append(&transaction, Stream::Report, 0, &loss)?;
+            }
+            store::append(&transaction, Stream::Report, 0, &bytes)?;
+            transaction.commit()
         };
-        run().map(|_| ()).map_err(self.sqlite("report to"))
+        run().map_err(self.sqlite("report to"))
+    }
+
+    /// Keeps what the confirmed release of a model did here, before a candidate takes its place.
+    ///
+    /// # Errors
+    /// When SQLite cannot commit.
+    pub fn keep_baseline(&self, model: &ModelName, health: &Health) -> Result<(), StoreError> {
+        let bytes = postcard::to_allocvec(health).map_err(StoreError::Serialise)?;
+        self.db
+            .execute(
+                "INSERT INTO baselines (model, health) VALUES (?1, ?2)
+                 ON CONFLICT (model) DO UPDATE SET health = excluded.health",
+                params![model.as_str(), bytes],
+            )
+            .map(|_| ())
+            .map_err(self.sqlite("keep a baseline in"))
+    }
+
+    /// What the release before the candidate did here; empty when it is not known.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub fn baseline(&self, model: &ModelName) -> Result<Health, StoreError> {
+        let bytes: Option<Vec<u8>> = self
+            .db
+            .query_row("SELECT health FROM baselines WHERE model = ?1", [model.as_str()], |row| row.get(0))
+            .optional()
+            .map_err(self.sqlite("read"))?;
+        Ok(bytes.and_then(|bytes| postcard::from_bytes(&bytes).ok()).unwrap_or_default())
     }
 
     /// Deletes reports the cloud acknowledged.
@@ -96,6 +141,17 @@ impl Journal {
             )
             .map(|_| ())
             .map_err(self.sqlite("count in"))
+    }
+
+    /// Forgets that a release failed here: it was confirmed since.
+    ///
+    /// # Errors
+    /// When SQLite cannot commit.
+    pub fn forget_bad(&self, release: &ReleaseId) -> Result<(), StoreError> {
+        self.db
+            .execute("DELETE FROM bad WHERE release = ?1", [release.to_string()])
+            .map(|_| ())
+            .map_err(self.sqlite("forget in"))
     }
 
     /// Forgets the attempts of a release that came to an end.
@@ -147,8 +203,6 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
-    use farlight_wire::report::Event;
-
     use super::*;
 
     #[test]
@@ -171,8 +225,43 @@ mod tests {
         assert_eq!(journal.bad().unwrap()[&release], Some(rollout));
         let outbox = store::Outbox::open(&dir.path().join("state.db")).unwrap();
         assert_eq!(outbox.waiting(Stream::Report).unwrap(), 1);
+        journal.forget_bad(&release).unwrap();
+        assert!(journal.bad().unwrap().is_empty());
         journal.clear_attempts(&release).unwrap();
         journal.acknowledge(Seq(1)).unwrap();
         assert_eq!(outbox.waiting(Stream::Report).unwrap(), 0);
+    }
+
+    #[test]
+    fn the_baseline_survives_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let model: ModelName = "m".parse().unwrap();
+        let mut health = Health { ok: 7, ..Health::default() };
+        health.latency_us.add(120.0);
+        {
+            let (journal, _) = Journal::open(dir.path(), Millis(1)).unwrap();
+            assert_eq!(journal.baseline(&model).unwrap(), Health::default());
+            journal.keep_baseline(&model, &health).unwrap();
+        }
+        let (journal, _) = Journal::open(dir.path(), Millis(1)).unwrap();
+        assert_eq!(journal.baseline(&model).unwrap(), health);
+    }
+
+    #[test]
+    fn reports_are_bounded_and_their_loss_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(dir.path(), Millis(1)).unwrap();
+        let event = Event::CommandResult { id: "c".into(), ok: true, detail: String::new() };
+        let report = Report { at: Millis(1), event };
+        let bytes = postcard::to_allocvec(&report).unwrap();
+        let filling = journal.db.unchecked_transaction().unwrap();
+        (0..MAX_REPORTS).for_each(|_| store::append(&filling, Stream::Report, 0, &bytes).unwrap());
+        filling.commit().unwrap();
+        journal.report(&report).unwrap();
+        let outbox = store::Outbox::open(&dir.path().join("state.db")).unwrap();
+        assert_eq!(outbox.waiting(Stream::Report).unwrap() as i64, MAX_REPORTS - DROPPED_AT_ONCE + 2);
+        let rows = outbox.after(Stream::Report, Seq(MAX_REPORTS as u64), 1, 1 << 20).unwrap();
+        let loss: Report = postcard::from_bytes(rows[0].bytes.as_ref().unwrap()).unwrap();
+        assert!(matches!(loss.event, Event::Loss { records, .. } if records as i64 == DROPPED_AT_ONCE));
     }
 }

@@ -298,12 +298,10 @@ impl Writer {
         }
         let mut hasher = DefaultHasher::new();
         (summary.top, &self.bins).hash(&mut hasher);
-        let features = &manifest.profile.features;
-        let outer = self.bins.iter().filter(|(f, bin)| *bin == 0 || *bin >= features[*f].edges.len()).count();
         let candidate = Candidate {
             score: summary.score,
             margin: summary.margin,
-            novelty: outer as f32 / features.len().max(1) as f32,
+            novelty: profile::novelty(manifest, &self.bins),
             undecided: summary.abstained || summary.non_finite,
             violation: seen.violated,
             class: summary.top as u32,

@@ -173,7 +173,11 @@ impl Driver {
             }),
         };
         let previous = pointer.previous.as_ref().map(|slot| slot.release.clone());
-        Machine::on_probation(want, previous, bad, clock::now())
+        let baseline = self.parts.journal.baseline(name).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the candidate is not compared with the release before it");
+            Default::default()
+        });
+        Machine::on_probation(want, previous, baseline, bad, clock::now())
     }
 }
 

@@ -229,6 +229,9 @@ impl Driver {
     fn assigned(&mut self, assignment: &Verified<Assignment>) {
         self.assignment = assignment.sequence;
         self.last_refusal = None;
+        let named = |model: &ModelName| assignment.models.iter().any(|entry| entry.release.model == *model);
+        let withdrawn: Vec<ModelName> = self.models.keys().filter(|model| !named(model)).cloned().collect();
+        withdrawn.iter().for_each(|model| self.step(model, Event::Withdrawn));
         for entry in &assignment.models {
             let want = Want {
                 release: entry.release.clone(),
@@ -314,6 +317,10 @@ impl Driver {
                 None
             }
             Effect::RollBack(release) => self.roll_back(name, &release),
+            Effect::Remove(release) => {
+                self.remove(name, &release);
+                None
+            }
             Effect::Cancel => {
                 if let Some(model) = self.models.get_mut(name) {
                     model.generation += 1;
@@ -368,13 +375,17 @@ impl Driver {
         let Some(model) = self.models.get_mut(name) else {
             return Event::Failed(Failure::new(Code::StorageFailed, "model is gone"));
         };
+        let previous = Box::new(model.baseline());
+        // Before the pointer: a restart on probation compares with it.
+        if let Err(error) = self.parts.journal.keep_baseline(name, &previous) {
+            return Event::Failed(Failure::new(Code::StorageFailed, error.to_string()));
+        }
         let assignment = model.machine.state().job().map_or(0, |job| job.want.assignment);
         let pointer = model.pointer.activate(loaded.slot.clone(), assignment);
         if let Err(error) = self.parts.slots.write_pointer(name, &pointer) {
             return Event::Failed(Failure::new(Code::StorageFailed, error.to_string()));
         }
         model.pointer = pointer;
-        let previous = Box::new(model.baseline());
         self.parts.models.activate(loaded, Keep::Previous);
         Event::Activated { previous }
     }
@@ -388,8 +399,9 @@ impl Driver {
             Err(error) => tracing::error!(%error, "confirmation is not durable"),
         }
         model.baseline.clear();
-        if let Err(error) = self.parts.journal.clear_attempts(release) {
-            tracing::warn!(%error, "attempts are not cleared");
+        let journal = &self.parts.journal;
+        if let Err(error) = journal.clear_attempts(release).and_then(|()| journal.forget_bad(release)) {
+            tracing::warn!(%error, "what is known of earlier attempts is not cleared");
         }
         self.parts.models.confirm(name.as_str());
     }
@@ -413,6 +425,21 @@ impl Driver {
         }
         self.spawn_restore(name);
         None
+    }
+
+    /// Takes a model out that is no longer assigned, and tells the cloud what runs now.
+    fn remove(&mut self, name: &ModelName, release: &ReleaseId) {
+        let Some(model) = self.models.get_mut(name) else { return };
+        let pointer = Pointer { sequence: model.pointer.sequence + 1, ..Pointer::default() };
+        match self.parts.slots.write_pointer(name, &pointer) {
+            Ok(()) => model.pointer = pointer,
+            // After a restart it runs until the assignment is heard again.
+            Err(error) => tracing::error!(%error, "removal is not durable"),
+        }
+        model.baseline.clear();
+        self.parts.models.remove(name.as_str());
+        tracing::info!(%release, "removed: no longer assigned");
+        self.report(report::Event::Hello(self.inventory()));
     }
 
     fn collect(&mut self, name: &ModelName) {

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use farlight_training::data::recordings::{Recordings, Selection};
-use farlight_training::data::{DataError, images};
+use farlight_training::data::{DataError, images, npy};
 use farlight_training::{Network, Part, Samples, Settings};
 use serde::{Deserialize, Serialize};
 
@@ -105,9 +105,21 @@ pub enum Source {
         images: PathBuf,
         /// The labels.
         labels: PathBuf,
-        /// Which part.
+        /// Which part; the one that only evaluates when left out.
+        #[serde(default = "evaluate")]
         part: Part,
     },
+    /// Plain arrays: `x` of shape `[n, …]`, `y` of shape `[n]`.
+    Npy {
+        /// The inputs.
+        x: PathBuf,
+        /// The classes.
+        y: PathBuf,
+    },
+}
+
+fn evaluate() -> Part {
+    Part::Evaluate
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, RecipeError> {
@@ -138,8 +150,28 @@ impl Source {
                 images::parse(&read(&path)?, &read(&folder.join(labels))?, *part)
                     .map_err(|source| RecipeError::Data { path, source })
             }
+            Self::Npy { x, y } => {
+                let (x, y) = (folder.join(x), folder.join(y));
+                let data = |path: &PathBuf| {
+                    let path = path.clone();
+                    |source| RecipeError::Data { path, source }
+                };
+                let inputs = npy::parse(&read(&x)?).map_err(data(&x))?;
+                let classes = npy::parse(&read(&y)?).and_then(|y| y.to_u32()).map_err(data(&y))?;
+                plain(&inputs, classes).map_err(|why| RecipeError::Wrong { path: x, why })
+            }
         }
     }
+}
+
+fn plain(x: &npy::Array, y: Vec<u32>) -> Result<Samples, String> {
+    let (count, shape) = x.dims.split_first().map_or((0, [].as_slice()), |(count, shape)| (*count, shape));
+    let size: usize = shape.iter().product();
+    if count != y.len() || size == 0 {
+        return Err(format!("x has shape {:?} and y {} classes; expected [n, …] and n", x.dims, y.len()));
+    }
+    let x = x.to_f32().chunks(size).map(<[f32]>::to_vec).collect();
+    Ok(Samples { shape: shape.to_vec(), x, y })
 }
 
 impl TrainingRecipe {

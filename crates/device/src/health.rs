@@ -5,6 +5,7 @@
 //! is higher, bounded by looks × 0.13 %; what it costs is one unneeded rollback.
 
 use farlight_wire::{Counts, Millis, Sketch};
+use serde::{Deserialize, Serialize};
 
 use crate::codes::Code;
 
@@ -27,7 +28,7 @@ const LATENCY_MIN: u64 = 100;
 const EXTENSIONS: u64 = 20;
 
 /// What a release did on this device.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Health {
     /// Requests answered.
     pub ok: u64,

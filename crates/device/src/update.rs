@@ -122,6 +122,8 @@ pub enum Event {
         /// Self-tests already begun.
         attempts: u32,
     },
+    /// A verified assignment no longer names the model: it is to be removed.
+    Withdrawn,
     /// Everything is on disk.
     Fetched,
     /// Everything on disk was hashed again.
@@ -163,6 +165,8 @@ pub enum Effect {
     Confirm(ReleaseId),
     /// Write the pointer back, swap the model back; answer `RolledBack`.
     RollBack(ReleaseId),
+    /// Write the pointer without any release and take the model out.
+    Remove(ReleaseId),
     /// Stop the step that runs; its answer is dropped.
     Cancel,
     /// Delete what no pointer and no job names.
@@ -171,6 +175,13 @@ pub enum Effect {
     RememberBad(ReleaseId, Option<RolloutId>),
     /// Report durably.
     Report(UpdateReport),
+}
+
+/// What is to happen once the current job has ended.
+#[derive(Debug, Clone, PartialEq)]
+enum Next {
+    Install(Want, u32),
+    Remove,
 }
 
 /// The machine of one model.
@@ -182,7 +193,7 @@ pub struct Machine {
     /// The last confirmed release while another is on probation.
     previous: Option<ReleaseId>,
     state: State,
-    next: Option<(Want, u32)>,
+    next: Option<Next>,
     bad: BTreeMap<ReleaseId, Option<RolloutId>>,
 }
 
@@ -196,10 +207,12 @@ impl Machine {
         Self { model, running, previous: None, state: State::Idle, next: None, bad }
     }
 
-    /// A machine that starts in the middle of a probation, after a restart.
+    /// A machine that starts in the middle of a probation, after a restart. `baseline` is what the
+    /// previous release did here before.
     pub fn on_probation(
         want: Want,
         previous: Option<ReleaseId>,
+        baseline: Health,
         bad: BTreeMap<ReleaseId, Option<RolloutId>>,
         now: Millis,
     ) -> Self {
@@ -208,7 +221,7 @@ impl Machine {
             job: Job { want: want.clone(), began: now },
             since: now,
             candidate: Box::default(),
-            previous: Box::default(),
+            previous: Box::new(baseline),
         };
         Self { model: want.release.model, running, previous, state, next: None, bad }
     }
@@ -242,10 +255,14 @@ impl Machine {
         let mut effects = Vec::new();
         let state = std::mem::replace(&mut self.state, State::Idle);
         self.state = self.transition(state, event, now, &mut effects);
-        if self.state == State::Idle
-            && let Some((want, attempts)) = self.next.take()
-        {
-            self.state = self.begin(want, attempts, now, &mut effects);
+        if self.state == State::Idle {
+            match self.next.take() {
+                Some(Next::Install(want, attempts)) => {
+                    self.state = self.begin(want, attempts, now, &mut effects);
+                }
+                Some(Next::Remove) => self.remove(&mut effects),
+                None => {}
+            }
         }
         effects
     }
@@ -253,6 +270,7 @@ impl Machine {
     fn transition(&mut self, state: State, event: Event, now: Millis, effects: &mut Vec<Effect>) -> State {
         match (state, event) {
             (state, Event::Assigned { want, attempts }) => self.assigned(state, want, attempts, now, effects),
+            (state, Event::Withdrawn) => self.withdrawn(state, now, effects),
 
             (State::Fetching(job), Event::Fetched) => {
                 effects.push(self.report(&job, UpdateState::Verifying, None, now));
@@ -272,6 +290,11 @@ impl Machine {
             (State::Activating(job), Event::Activated { previous }) => {
                 self.previous = self.running.replace(job.want.release.clone());
                 effects.push(self.report(&job, UpdateState::Probation, None, now));
+                if self.next.is_some() {
+                    // Something else was asked for meanwhile: it does not wait for a whole probation.
+                    let failure = Failure::new(Code::Superseded, "something else is wanted instead");
+                    return self.roll_back(job, failure, now, effects);
+                }
                 State::Probation { job, since: now, candidate: Box::default(), previous }
             }
             (
@@ -368,7 +391,7 @@ impl Machine {
                     return State::Probation { job, since, candidate, previous };
                 }
                 let failure = Failure::new(Code::Superseded, format!("{} is wanted instead", want.release));
-                self.next = Some((want, attempts));
+                self.next = Some(Next::Install(want, attempts));
                 self.roll_back(job, failure, now, effects)
             }
             State::RollingBack { job, failure } => {
@@ -378,8 +401,40 @@ impl Machine {
         }
     }
 
+    fn withdrawn(&mut self, state: State, now: Millis, effects: &mut Vec<Effect>) -> State {
+        let no_longer = || Failure::new(Code::Superseded, "the model is no longer assigned");
+        match state {
+            State::Idle => {
+                self.next = None;
+                self.remove(effects);
+                State::Idle
+            }
+            State::Fetching(job) | State::Verifying(job) | State::SelfTest(job) => {
+                effects.push(Effect::Cancel);
+                let ended = self.failed(&job, no_longer(), now, effects);
+                self.next = Some(Next::Remove);
+                ended
+            }
+            State::Probation { job, .. } => {
+                self.next = Some(Next::Remove);
+                self.roll_back(job, no_longer(), now, effects)
+            }
+            state @ (State::Activating(_) | State::RollingBack { .. }) => {
+                self.next = Some(Next::Remove);
+                state
+            }
+        }
+    }
+
+    fn remove(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(release) = self.running.take() {
+            effects.push(Effect::Remove(release));
+            effects.push(Effect::Collect);
+        }
+    }
+
     fn queue(&mut self, job: &Job, want: Want, attempts: u32) {
-        self.next = (!job.want.is_same_as(&want)).then_some((want, attempts));
+        self.next = (!job.want.is_same_as(&want)).then_some(Next::Install(want, attempts));
     }
 
     fn begin(&mut self, want: Want, attempts: u32, now: Millis, effects: &mut Vec<Effect>) -> State {

@@ -48,18 +48,14 @@ pub fn score_bin(manifest: &Manifest, score: f32) -> usize {
 }
 
 /// How far an input is from the reference, 0 to 1: the share of its features that fall in an outermost
-/// reference bin or are missing. A cheap novelty score without storing embeddings.
-pub fn novelty(manifest: &Manifest, raw: &[f32]) -> f32 {
+/// reference bin or are missing. `bins` are the (feature, bin) pairs of [`bins`]. A cheap novelty score
+/// without storing embeddings.
+pub fn novelty(manifest: &Manifest, bins: &[(usize, usize)]) -> f32 {
     let features = &manifest.profile.features;
-    if features.is_empty() {
-        return 0.0;
-    }
-    let mut outer = 0_u32;
-    bins(manifest, raw, |index, bin| {
-        let last = features[index].edges.len();
-        outer += u32::from(bin == 0 || bin >= last);
-    });
-    outer as f32 / features.len() as f32
+    let is_outer = |(feature, bin): &&(usize, usize)| {
+        *bin == 0 || features.get(*feature).is_none_or(|profile| *bin >= profile.edges.len())
+    };
+    bins.iter().filter(is_outer).count() as f32 / features.len().max(1) as f32
 }
 
 /// Computes the reference profile of a release on evaluation inputs: mean and deviation of every channel

@@ -20,8 +20,8 @@ pub(crate) const MODEL: &str = "watch-gestures";
 const WINDOW_SECONDS: u64 = 2;
 /// Most labels that may be given.
 const MAX_LABELS: usize = 300;
-/// How long accuracy is measured.
-const MEASURE: Duration = Duration::from_secs(12);
+/// Answers on evaluation windows of one arm that a measurement takes.
+const MEASURED: usize = 900;
 /// Longest wait for one step.
 const STEP: Duration = Duration::from_secs(120);
 
@@ -142,6 +142,14 @@ async fn play(stage: &mut Stage, network: &Network, short: bool) -> anyhow::Resu
 fn build_programs() -> anyhow::Result<()> {
     let Some(cargo) = std::env::var_os("CARGO") else { return Ok(()) };
     let mut command = std::process::Command::new(cargo);
+    // `cargo run` describes this package in the environment, and build scripts (ring's) that watch those
+    // variables would be run again, with everything above them, now and at the next plain build.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.starts_with(prefix)) {
+            command.env_remove(&*name);
+        }
+    }
     command.current_dir(workspace_root()).args(["build", "--workspace", "--bins", "--quiet"]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
@@ -224,6 +232,15 @@ impl Stage {
         Ok(created["id"].as_str().context("no id")?.to_owned())
     }
 
+    /// Accuracy on one arm since `from`, once there are enough answers, with how many there were.
+    pub(crate) async fn measure(&self, worn: Worn, from: Instant) -> anyhow::Result<(f64, usize)> {
+        until("enough answers to measure", STEP, async || {
+            let measured = self.traffic.accuracy(worn, from);
+            Ok((measured.1 >= MEASURED).then_some(measured))
+        })
+        .await
+    }
+
     /// A rollout with its devices.
     pub(crate) async fn rollout(&self, id: &str) -> anyhow::Result<Value> {
         self.operator.api()?.get(&format!("/api/v1/rollouts/{id}")).await
@@ -273,9 +290,7 @@ async fn first_rollout(stage: &mut Stage) -> anyhow::Result<()> {
 
 async fn measure_before(stage: &mut Stage) -> anyhow::Result<()> {
     stage.view.step("predictions stream; measuring on the right arm");
-    let from = Instant::now();
-    tokio::time::sleep(MEASURE).await;
-    let (accuracy, inputs) = stage.traffic.accuracy(Worn::Right, from);
+    let (accuracy, inputs) = stage.measure(Worn::Right, Instant::now()).await?;
     stage.numbers.accuracy_before = accuracy;
     stage.view.done(&format!("right arm: {:.1} % of {inputs} answers are right", accuracy * 100.0));
     Ok(())
@@ -300,9 +315,8 @@ async fn drift(stage: &mut Stage, network: &Network) -> anyhow::Result<u64> {
     let seen = from.elapsed();
     stage.numbers.drift_detected_after_windows =
         seen.as_millis().div_ceil(u128::from(WINDOW_SECONDS) * 1000) as u64;
-    // Long enough to measure, and for the cut device to have something to catch up.
-    tokio::time::sleep(MEASURE.saturating_sub(seen)).await;
-    let (accuracy, inputs) = stage.traffic.accuracy(Worn::Left, from);
+    // Long enough, too, for the cut device to have something to catch up.
+    let (accuracy, inputs) = stage.measure(Worn::Left, from).await?;
     stage.numbers.accuracy_drifted = accuracy;
     network.mqtt.mend();
     network.https.mend();
@@ -431,9 +445,8 @@ async fn second_rollout(stage: &mut Stage, candidate: &Path) -> anyhow::Result<(
 async fn measure_after(stage: &mut Stage) -> anyhow::Result<()> {
     stage.view.step("measuring both arms again");
     let from = Instant::now();
-    tokio::time::sleep(MEASURE).await;
-    let (left, left_inputs) = stage.traffic.accuracy(Worn::Left, from);
-    let (right, right_inputs) = stage.traffic.accuracy(Worn::Right, from);
+    let (left, left_inputs) = stage.measure(Worn::Left, from).await?;
+    let (right, right_inputs) = stage.measure(Worn::Right, from).await?;
     stage.numbers.accuracy_after = left;
     stage.numbers.accuracy_old_after = right;
     stage.view.done(&format!(

@@ -38,10 +38,17 @@ async fn killing_the_agent_at_any_moment_of_an_update_leaves_a_verified_model() 
     fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
     fleet.publish("1.1.0").await.unwrap();
     let rollout = fleet.roll_out("1.1.0").await.unwrap();
-    // Kills at moments spread over the update; trials allow two restarts on probation.
-    for moment in [0_u64, 30, 60, 120, 250] {
-        let killed_at = tokio::time::Instant::now() + Duration::from_millis(moment);
-        tokio::time::sleep_until(killed_at).await;
+    // Kills once in each step, or in a later one where it went on faster than it is looked at.
+    let steps = ["Fetching", "Verifying", "SelfTest", "Activating", "Probation"];
+    let log = device.folder().join("agent.log");
+    for step in 0..steps.len() {
+        until("the next step is reached", WAIT, async || {
+            let text = std::fs::read_to_string(&log)?;
+            let reached = steps[step..].iter().any(|s| text.contains(&format!("{MODEL}/1.1.0 state={s}")));
+            Ok(reached.then_some(()))
+        })
+        .await
+        .unwrap();
         device.kill().unwrap();
         device.start().await.unwrap();
         let running = device.running(MODEL).await.unwrap();
@@ -63,13 +70,12 @@ async fn killing_the_agent_at_any_moment_of_an_update_leaves_a_verified_model() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_release_whose_golden_vectors_differ_is_refused_before_it_runs() {
+async fn a_release_over_its_memory_budget_is_refused_before_it_runs() {
     let fleet = Fleet::start().await.unwrap();
     fleet.publish("1.0.0").await.unwrap();
     let device = fleet.device("gw-1", &DeviceOptions::default()).await.unwrap();
     let rollout = fleet.roll_out("1.0.0").await.unwrap();
     fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
-    // A tolerance of nothing that even the same engine meets is fine; a budget of nothing is not.
     let model = farlight_test_support::workspace_root().join("models").join(MODEL);
     let recipe = std::fs::read_to_string(model.join("release.toml")).unwrap();
     let folder = fleet.folder.path().join("recipe");
@@ -83,4 +89,29 @@ async fn a_release_whose_golden_vectors_differ_is_refused_before_it_runs() {
     let ended = fleet.rollout_is(&rollout, "aborted", &[&device]).await.unwrap();
     assert_eq!(ended["devices"][0]["error_code"], "self_test.over_budget", "{ended}");
     assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.0.0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn taking_back_a_first_release_removes_it_from_the_device() {
+    let fleet = Fleet::start().await.unwrap();
+    fleet.publish("1.0.0").await.unwrap();
+    let mut device = fleet.device("gw-1", &DeviceOptions::default()).await.unwrap();
+    let rollout = fleet.roll_out_soaking("1.0.0", 600).await.unwrap();
+    until("the device confirms it", WAIT, async || {
+        let rollout = fleet.rollout(&rollout, &[&device]).await?;
+        Ok((rollout["devices"][0]["state"] == "confirmed").then_some(()))
+    })
+    .await
+    .unwrap();
+    let api = fleet.operator.api().unwrap();
+    api.post(&format!("/api/v1/rollouts/{rollout}/abort"), &serde_json::json!({})).await.unwrap();
+    until("the device no longer serves it", WAIT, async || {
+        Ok(device.running(MODEL).await?.is_none().then_some(()))
+    })
+    .await
+    .unwrap();
+    // Nor after a restart, from what it has on disk.
+    device.kill().unwrap();
+    device.start().await.unwrap();
+    assert_eq!(device.running(MODEL).await.unwrap(), None);
 }

@@ -77,9 +77,17 @@ impl Fleet {
     /// # Errors
     /// When the cloud refuses it.
     pub async fn roll_out(&self, version: &str) -> anyhow::Result<String> {
+        self.roll_out_soaking(version, 0).await
+    }
+
+    /// Creates a rollout that watches its wave for `soak_seconds`; its id.
+    ///
+    /// # Errors
+    /// When the cloud refuses it.
+    pub async fn roll_out_soaking(&self, version: &str, soak_seconds: u64) -> anyhow::Result<String> {
         let body = json!({
             "release": format!("{MODEL}/{version}"), "fleet": "default", "waves": [{ "permille": 1000 }],
-            "soak_seconds": 0, "probation_seconds": 1, "min_requests": 1,
+            "soak_seconds": soak_seconds, "probation_seconds": 1, "min_requests": 1,
             "max_failures_permille": 0, "deadline_seconds": 90,
         });
         let created = self.operator.api()?.post("/api/v1/rollouts", &body).await?;

@@ -2,19 +2,19 @@
 //! names the evaluation data too, so that anybody can build the same release again.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use farlight_release::manifest::{
     Blob, Budgets, Datatype, FORMAT, Lineage, Manifest, OnViolation, PostStep, PreStep, Profile, Requires,
     Sampling, Task, TensorSpec,
 };
-use farlight_training::data::recordings::{Recordings, Selection};
-use farlight_training::data::{Part, Samples, images, npy};
+use farlight_training::data::Samples;
 use farlight_wire::{ModelName, ReleaseId};
 use serde::Deserialize;
 
 use crate::cli::error::CliError;
 use crate::cli::files;
+use crate::learning::recipe::Source;
 
 /// A recipe.
 #[derive(Debug, Clone, Deserialize)]
@@ -48,7 +48,7 @@ pub struct Recipe {
     #[serde(default)]
     pub gate: Gate,
     /// Where the evaluation data is.
-    pub evaluation: Evaluation,
+    pub evaluation: Source,
 }
 
 /// The input and its data contract.
@@ -91,35 +91,6 @@ pub struct Gate {
     pub min_accuracy: f64,
 }
 
-/// Where the evaluation data is; paths are relative to the recipe (or to `--data`).
-#[derive(Debug, Clone, Deserialize)]
-#[serde(tag = "format", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Evaluation {
-    /// Windows cut from sensor recordings.
-    Recordings {
-        /// The int16 array.
-        array: PathBuf,
-        /// The JSON index.
-        index: PathBuf,
-        /// Which windows.
-        select: Selection,
-    },
-    /// Small images; the part that only evaluates.
-    Images {
-        /// The uint8 array.
-        images: PathBuf,
-        /// Their labels.
-        labels: PathBuf,
-    },
-    /// Plain arrays: `x` of shape `[n, …input.shape]`, `y` of shape `[n]`.
-    Npy {
-        /// The inputs.
-        x: PathBuf,
-        /// The classes.
-        y: PathBuf,
-    },
-}
-
 impl Recipe {
     /// Reads a recipe.
     ///
@@ -135,23 +106,8 @@ impl Recipe {
     /// # Errors
     /// [`CliError`] when it cannot be read or does not fit the input.
     pub fn samples(&self, folder: &Path) -> Result<Samples, CliError> {
-        let read = |path: &PathBuf| files::read(&folder.join(path));
-        let fail = |e: farlight_training::data::DataError| {
-            CliError::file(format!("evaluation data in {}: {e}", folder.display()))
-        };
-        let samples = match &self.evaluation {
-            Evaluation::Recordings { array, index, select } => {
-                Recordings::parse(&read(array)?, &read(index)?).map_err(fail)?.windows(select)
-            }
-            Evaluation::Images { images, labels } => {
-                images::parse(&read(images)?, &read(labels)?, Part::Evaluate).map_err(fail)?
-            }
-            Evaluation::Npy { x, y } => {
-                let x = npy::parse(&read(x)?).map_err(fail)?;
-                let y = npy::parse(&read(y)?).and_then(|y| y.to_u32()).map_err(fail)?;
-                plain(&x, y)?
-            }
-        };
+        let samples =
+            self.evaluation.read(folder).map_err(|e| CliError::file(format!("evaluation data: {e}")))?;
         if samples.is_empty() {
             return Err(CliError::file("the evaluation data holds no sample"));
         }
@@ -218,15 +174,4 @@ impl Recipe {
         let lineage = Lineage { metrics: BTreeMap::new(), ..Lineage::default() };
         self.manifest(release, variant.clone(), variant, empty, lineage)
     }
-}
-
-fn plain(x: &npy::Array, y: Vec<u32>) -> Result<Samples, CliError> {
-    let (count, shape) = x.dims.split_first().map_or((0, [].as_slice()), |(count, shape)| (*count, shape));
-    let size: usize = shape.iter().product();
-    if count != y.len() || size == 0 {
-        let message = format!("x has shape {:?} and y {} classes; expected [n, …] and n", x.dims, y.len());
-        return Err(CliError::file(message));
-    }
-    let x = x.to_f32().chunks(size).map(<[f32]>::to_vec).collect();
-    Ok(Samples { shape: shape.to_vec(), x, y })
 }

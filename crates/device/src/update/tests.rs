@@ -121,7 +121,7 @@ fn a_newer_wish_replaces_an_older_one_in_every_state() {
         }
         m.step(Event::Assigned { want: want("3.0.0", "r2"), attempts: 0 }, Millis(0));
         if steps == 3 {
-            m.step(Event::Failed(Failure::new(Code::StorageFailed, "x")), Millis(0));
+            m.step(Event::Activated { previous: healthy() }, Millis(0));
         }
         if matches!(m.state(), State::RollingBack { .. }) {
             m.step(Event::RolledBack, Millis(0));
@@ -130,6 +130,43 @@ fn a_newer_wish_replaces_an_older_one_in_every_state() {
         assert_eq!(job.want.release, release("3.0.0"), "{steps}");
         assert_eq!(m.running(), Some(&release("1.0.0")), "{steps}");
     }
+}
+
+#[test]
+fn a_model_that_is_no_longer_assigned_is_removed_from_every_state() {
+    for steps in 0..=5 {
+        let mut m = machine(Some("1.0.0"));
+        let path = [
+            Event::Assigned { want: want("2.0.0", "r1"), attempts: 0 },
+            Event::Fetched,
+            Event::Verified,
+            Event::SelfTested,
+            Event::Activated { previous: healthy() },
+        ];
+        for event in path.into_iter().take(steps) {
+            m.step(event, Millis(0));
+        }
+        let mut effects = m.step(Event::Withdrawn, Millis(0));
+        if steps == 4 {
+            effects.extend(m.step(Event::Activated { previous: healthy() }, Millis(0)));
+        }
+        if matches!(m.state(), State::RollingBack { .. }) {
+            effects.extend(m.step(Event::RolledBack, Millis(0)));
+        }
+        // What was confirmed is what goes; a candidate was taken back before.
+        assert!(effects.contains(&Effect::Remove(release("1.0.0"))), "{steps}: {effects:?}");
+        assert_eq!((m.running(), m.state()), (None, &State::Idle), "{steps}");
+        assert!(m.step(Event::Withdrawn, Millis(0)).is_empty(), "{steps}");
+    }
+}
+
+#[test]
+fn a_restart_on_probation_still_compares_with_what_ran_before() {
+    let none = BTreeMap::new();
+    let mut m =
+        Machine::on_probation(want("2.0.0", "r1"), Some(release("1.0.0")), *healthy(), none, Millis(0));
+    let effects = m.step(Event::Observed { release: release("2.0.0"), health: constant() }, Millis(10));
+    assert_eq!(error(&effects).as_deref(), Some("probation.degenerate"));
 }
 
 #[test]
@@ -165,6 +202,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (versions.clone(), rollouts, 0_u32..4)
             .prop_map(|(v, r, attempts)| Event::Assigned { want: want(v, r), attempts }),
+        1 => Just(Event::Withdrawn),
         4 => Just(Event::Fetched),
         4 => Just(Event::Verified),
         4 => Just(Event::SelfTested),
@@ -196,6 +234,9 @@ proptest! {
                     Effect::Fetch(release) => { tested = None; open = Some(release); }
                     Effect::Activate(want) => prop_assert_eq!(Some(&want.release), tested.as_ref()),
                     Effect::Confirm(release) => confirmed = Some(release),
+                    Effect::Remove(release) => {
+                        prop_assert_eq!(Some(release), confirmed.take());
+                    }
                     Effect::Report(report) => match report.state {
                         UpdateState::Failed | UpdateState::RolledBack | UpdateState::Confirmed => {
                             if report.state == UpdateState::Confirmed {
