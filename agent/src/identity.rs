@@ -146,7 +146,11 @@ fn roots(ca_pem: &str) -> anyhow::Result<rustls::RootCertStore> {
     Ok(roots)
 }
 
-fn http(ca_pem: &str) -> anyhow::Result<reqwest::Client> {
+/// An HTTP client that trusts only what these CA certificates (PEM) vouch for.
+///
+/// # Errors
+/// When they are not readable.
+pub fn http(ca_pem: &str) -> anyhow::Result<reqwest::Client> {
     let tls = rustls::ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
         .with_root_certificates(roots(ca_pem)?)
         .with_no_client_auth();

@@ -5,13 +5,18 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use farlight_agent::cli;
+use farlight_agent::logs::Ring;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 fn main() -> ExitCode {
     let args = cli::Args::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,rumqttc=error"));
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    let shown = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(std::io::stderr);
+    let kept = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(Ring::default);
+    tracing_subscriber::registry().with(filter).with(shown).with(kept).init();
     // The one TLS provider of the process; installing it twice is the only way to fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli::execute(args) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_queue::ArrayQueue;
 use farlight_device::pointer::Slot;
 use farlight_device::window::Shape;
@@ -16,6 +16,8 @@ use farlight_release::manifest::Manifest;
 use tokio::sync::Semaphore;
 
 use crate::recorder::{Recorder, Seen};
+use crate::runtime::Runtime;
+use crate::shadow::Mirror;
 
 /// A release in memory, ready to answer.
 pub struct Loaded {
@@ -29,6 +31,8 @@ pub struct Loaded {
     workers: ArrayQueue<Worker>,
     permits: Semaphore,
     waiting: AtomicUsize,
+    /// A candidate that sees a share of the inputs, and decides nothing.
+    mirror: ArcSwapOption<Mirror>,
 }
 
 /// How requests are scheduled.
@@ -67,12 +71,26 @@ impl Loaded {
             features: profile.features.iter().map(|f| f.edges.len() + 2).collect(),
         };
         let permits = Semaphore::new(workers.capacity());
-        Ok(Self { slot, shape, permits, workers, pipeline, waiting: AtomicUsize::new(0), manifest })
+        let (waiting, mirror) = (AtomicUsize::new(0), ArcSwapOption::empty());
+        Ok(Self { slot, shape, permits, workers, pipeline, waiting, mirror, manifest })
     }
 
     /// Elements of one input.
     pub fn elements(&self) -> usize {
         self.pipeline.elements()
+    }
+
+    /// One more worker, beside those that answer.
+    ///
+    /// # Errors
+    /// When the engine refuses.
+    pub fn worker(&self) -> Result<Worker, LoadError> {
+        self.pipeline.worker()
+    }
+
+    /// Lets a candidate see what this release answers, or no longer.
+    pub fn mirror(&self, mirror: Option<Arc<Mirror>>) {
+        self.mirror.store(mirror);
     }
 }
 
@@ -93,6 +111,9 @@ pub enum InferError {
     /// No such model or version.
     #[error("model {0:?} is not loaded")]
     Unknown(String),
+    /// A configuration release switched it off.
+    #[error("model {0:?} is switched off by the configuration")]
+    Off(String),
     /// Too many requests wait, or one waited too long.
     #[error("model {model:?} is busy: {why}")]
     Busy {
@@ -119,12 +140,13 @@ pub struct Models {
     table: ArcSwap<Table>,
     scheduling: Scheduling,
     recorder: Recorder,
+    runtime: Runtime,
 }
 
 impl Models {
-    /// An empty table whose observations go to `recorder`.
-    pub fn new(scheduling: Scheduling, recorder: Recorder) -> Self {
-        Self { table: ArcSwap::default(), scheduling, recorder }
+    /// An empty table whose observations go to `recorder`, under the configuration `runtime`.
+    pub fn new(scheduling: Scheduling, recorder: Recorder, runtime: Runtime) -> Self {
+        Self { table: ArcSwap::default(), scheduling, recorder, runtime }
     }
 
     /// How requests are scheduled.
@@ -222,6 +244,11 @@ impl Models {
         id: &str,
         arrived: Instant,
     ) -> Result<Answer, InferError> {
+        let name = loaded.slot.release.model.as_str();
+        if self.runtime.is_off(name) {
+            return Err(InferError::Off(name.to_owned()));
+        }
+        let abstain_below = self.runtime.abstain_below(name);
         let Some(permit) = self.permit(&loaded).await else {
             self.recorder.see(Seen::rejected(Arc::clone(&loaded)));
             let why = "its queue is full or the wait was too long";
@@ -229,7 +256,7 @@ impl Models {
         };
         let started = Instant::now();
         // Small models run where they are; the runtime moves its other tasks away from a long one.
-        let result = tokio::task::block_in_place(|| match loaded.workers.pop() {
+        let mut result = tokio::task::block_in_place(|| match loaded.workers.pop() {
             Some(mut worker) => {
                 let result = worker.run(&raw);
                 let _ = loaded.workers.push(worker);
@@ -245,6 +272,12 @@ impl Models {
         let infer = started.elapsed();
         drop(permit);
         let latency = arrived.elapsed();
+        if let (Some(threshold), Ok(prediction)) = (abstain_below, &mut result) {
+            prediction.abstain_below(threshold);
+        }
+        if let (Some(mirror), Ok(prediction)) = (&*loaded.mirror.load(), &result) {
+            mirror.offer(&raw, prediction);
+        }
         let seen = match &result {
             Ok(prediction) => Seen::answered(Arc::clone(&loaded), raw, prediction, id, latency, infer),
             Err(error) => Seen::failed(Arc::clone(&loaded), raw, error, latency),

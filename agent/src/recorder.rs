@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::clock;
 use crate::models::Loaded;
+use crate::runtime::{self, Runtime};
 use crate::store::Store;
 use crate::vitals::Vitals;
 
@@ -157,6 +158,7 @@ pub fn start(
     store: Store,
     plan: Plan,
     vitals: Vitals,
+    runtime: Runtime,
     healths: tokio::sync::mpsc::Sender<Healths>,
     committed: watch::Sender<u64>,
 ) -> std::io::Result<Running> {
@@ -167,6 +169,7 @@ pub fn start(
         store,
         plan,
         vitals,
+        runtime,
         healths,
         committed,
         dropped,
@@ -205,6 +208,7 @@ struct Writer {
     store: Store,
     plan: Plan,
     vitals: Vitals,
+    runtime: Runtime,
     healths: tokio::sync::mpsc::Sender<Healths>,
     committed: watch::Sender<u64>,
     dropped: Arc<AtomicU64>,
@@ -282,10 +286,14 @@ impl Writer {
         let release = &seen.loaded.slot.release;
         let now = clock::now();
         let wanted = &manifest.sampling;
+        let runtime = self.runtime.get();
+        let changed = runtime::find(&runtime, release.model.as_str());
+        let bytes_per_day = changed.and_then(|c| c.case_bytes_per_day).unwrap_or(wanted.bytes_per_day);
         let policy = Policy {
-            hard_permille: wanted.hard_permille,
-            control_permille: wanted.control_permille,
-            bytes_per_day: wanted.bytes_per_day.min(self.plan.case_bytes_per_day),
+            hard_permille: changed.and_then(|c| c.hard_permille).unwrap_or(wanted.hard_permille),
+            control_permille: changed.and_then(|c| c.control_permille).unwrap_or(wanted.control_permille),
+            // The owner's own ceiling holds whatever is released.
+            bytes_per_day: bytes_per_day.min(self.plan.case_bytes_per_day),
         };
         let encoding = match manifest.input.datatype {
             Datatype::Fp32 => TensorEncoding::F16,
@@ -317,6 +325,7 @@ impl Writer {
             self.samplers.insert(release.clone(), Sampler::new(policy));
         }
         let Some(sampler) = self.samplers.get_mut(release) else { return };
+        sampler.set_policy(policy);
         if let Some(keep) = sampler.decide(&candidate, rand::random(), now) {
             let case = case(seen, summary, keep, encoding, now);
             self.cases.push(case);

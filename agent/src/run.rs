@@ -7,6 +7,7 @@ use anyhow::Context;
 use farlight_wire::report;
 use tokio::sync::{mpsc, watch};
 
+use crate::clock::Zone;
 use crate::exit::{ExitCode, Fatal};
 use crate::fetch::Repository;
 use crate::http::{Listeners, Metrics, Service};
@@ -15,10 +16,13 @@ use crate::journal::Journal;
 use crate::link::Link;
 use crate::models::{Models, Scheduling};
 use crate::recorder::{self, Plan};
-use crate::settings::Settings;
+use crate::runtime::Runtime;
+use crate::settings::{self, Settings};
 use crate::slots::Slots;
+use crate::source::Source;
 use crate::status::Status;
 use crate::store::{Outbox, Store};
+use crate::transfer::Limits;
 use crate::trust::{Trust, TrustError};
 use crate::update::{Driver, Parts};
 use crate::vitals::Vitals;
@@ -41,6 +45,7 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         .map_err(|e| Fatal::new(ExitCode::Resource, e, unusable))?;
     let _lock = lock(&state_dir)?;
     let listeners = Listeners::bind(&settings.http).await?;
+    let admin = Listeners::bind_admin(&settings.device.admin_socket())?;
     let identity = identify(&settings).await?;
 
     let (shutdown_sender, shutdown) = watch::channel(false);
@@ -60,18 +65,21 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         case_bytes_per_day: settings.cases.max_bytes_per_day,
     };
     let vitals = Vitals::new(state_dir.clone());
-    let recording = recorder::start(opened.store, plan, vitals, healths_sender, committed_sender)
-        .context("start the recorder")?;
-    let models = Arc::new(Models::new(scheduling(&settings), recording.recorder.clone()));
+    let runtime = Runtime::default();
+    let recording =
+        recorder::start(opened.store, plan, vitals, runtime.clone(), healths_sender, committed_sender)
+            .context("start the recorder")?;
+    let models = Arc::new(Models::new(scheduling(&settings), recording.recorder.clone(), runtime.clone()));
     let status = Arc::new(Status::new(identity.device.as_str(), identity.fleet.as_str()));
 
     let (updates, inbox) = mpsc::channel(INBOX);
-    let repository =
-        Repository::new(identity.http()?, identity.repository.clone(), settings.update.max_bytes_per_second);
+    let zone = Zone::named(&settings.update.time_zone).context("time zone")?;
+    let repository = repository(&settings.update, &identity, zone.clone())?;
     let parts = Parts {
         identity: identity.clone(),
         labels: settings.device.labels.clone(),
         models: Arc::clone(&models),
+        runtime: runtime.clone(),
         slots: Slots::new(&state_dir),
         trust: open_trust(&state_dir)?,
         repository,
@@ -79,6 +87,8 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         status: Arc::clone(&status),
         self_test: Duration::from_secs(settings.update.self_test_seconds),
         metadata_every: Duration::from_secs(settings.update.metadata_seconds),
+        activation_windows: settings.update.activation_windows.clone(),
+        zone,
         reported: reported_sender,
     };
     let driver = Driver::boot(parts, updates.clone()).await;
@@ -95,7 +105,7 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         committed,
         reported,
         recorder: recording.recorder.clone(),
-        updates,
+        updates: updates.clone(),
         status: Arc::clone(&status),
         shutdown: shutdown.clone(),
     };
@@ -104,9 +114,12 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         status,
         metrics: Arc::new(Metrics::default()),
         max_body_bytes: settings.http.max_body_bytes,
+        runtime,
+        updates,
     };
     let address = listeners.address();
     sources::start(&settings.source, &models, &shutdown);
+    let administering = tokio::spawn(admin.serve(http::admin(service.clone()), shutdown.clone()));
     let serving = tokio::spawn(listeners.serve(http::router(service), shutdown.clone()));
     let linking = tokio::spawn(link.run());
     let driving = tokio::spawn(driver.run(inbox, healths, shutdown.clone()));
@@ -122,13 +135,40 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         watchdog.abort();
     }
     let ended = async {
-        let _ = tokio::join!(serving, driving, linking);
+        let _ = tokio::join!(serving, administering, driving, linking);
     };
     if tokio::time::timeout(Duration::from_secs(10), ended).await.is_err() {
         tracing::warn!("some tasks did not end in time");
     }
     tokio::task::spawn_blocking(move || recording.stop()).await.context("stop the recorder")?;
     Ok(())
+}
+
+/// The cloud's repository and its mirrors.
+fn repository(settings: &settings::Update, identity: &Identity, zone: Zone) -> anyhow::Result<Repository> {
+    let client = match &settings.mirrors_ca {
+        None => identity.http()?,
+        Some(path) => {
+            let pem = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+            identity::http(&pem)?
+        }
+    };
+    let mirror = |text: &String| match text.starts_with('/') {
+        true => Source::Folder(text.into()),
+        false => {
+            let base = format!("{}/", text.trim_end_matches('/'));
+            Source::Http { client: client.clone(), base }
+        }
+    };
+    let mirrors = settings.mirrors.iter().map(mirror).collect();
+    let cloud = Source::Http { client: identity.http()?, base: identity.repository.clone() };
+    let limits = Limits {
+        max_bytes_per_second: settings.max_bytes_per_second,
+        stall: Duration::from_secs(settings.stall_seconds),
+        windows: settings.download_windows.clone(),
+        zone,
+    };
+    Ok(Repository::new(cloud, mirrors, limits))
 }
 
 fn scheduling(settings: &Settings) -> Scheduling {

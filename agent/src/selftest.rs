@@ -6,14 +6,15 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use farlight_device::codes::Code;
 use farlight_device::update::Failure;
 use farlight_inference::{Pipeline, golden};
+use farlight_wire::codes::Code;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 
 use crate::slots;
+use crate::transfer::coded;
 
 /// Address space beyond the manifest's memory budget that the process itself needs.
 const OVERHEAD_BYTES: u64 = 512 * 1024 * 1024;
@@ -72,7 +73,7 @@ pub async fn run(folder: &Path, digest: &str, limit: Duration) -> Result<Outcome
     let Ok(((answer, log), status)) =
         tokio::time::timeout(limit, async { (read.await, child.wait().await) }).await
     else {
-        return Err(Failure::new(Code::SelfTestBudget, format!("not finished within {} s", limit.as_secs())));
+        return Err(Failure::new(Code::SelfTestTimeout, format!("not finished within {} s", limit.as_secs())));
     };
     let status = status.map_err(|e| crashed(format!("wait for self-test: {e}")))?;
     let Some(outcome) = status.success().then(|| serde_json::from_slice::<Outcome>(&answer).ok()).flatten()
@@ -82,7 +83,7 @@ pub async fn run(folder: &Path, digest: &str, limit: Duration) -> Result<Outcome
     };
     match outcome.failure {
         None => Ok(outcome),
-        Some((code, message)) => Err(Failure { code, message }),
+        Some((code, message)) => Err(coded(&code, message)),
     }
 }
 
@@ -90,7 +91,7 @@ pub async fn run(folder: &Path, digest: &str, limit: Duration) -> Result<Outcome
 pub fn child(folder: &Path, digest: &str, cpu_seconds: u64) -> Outcome {
     let mut outcome = Outcome { failure: None, p95_us: 0, peak_kib: 0 };
     if let Err(failure) = test(folder, digest, cpu_seconds, &mut outcome) {
-        outcome.failure = Some((failure.code, failure.message));
+        outcome.failure = Some((failure.code.as_str().to_owned(), failure.message));
     }
     outcome
 }

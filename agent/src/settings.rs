@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use farlight_device::schedule::Window;
 use serde::Deserialize;
+
+use crate::clock::Zone;
 
 /// The commented sample, which is also the manual.
 pub const SAMPLE: &str = include_str!("../agent.sample.toml");
@@ -40,6 +43,18 @@ pub struct Device {
     pub enrolment: Option<PathBuf>,
     /// Labels for selectors.
     pub labels: BTreeMap<String, String>,
+    /// Unix socket for the device's administrator; beside the state when empty.
+    pub admin_socket: PathBuf,
+}
+
+impl Device {
+    /// Where the administrator's socket is.
+    pub fn admin_socket(&self) -> PathBuf {
+        match self.admin_socket.as_os_str().is_empty() {
+            true => self.state_dir.join("admin.sock"),
+            false => self.admin_socket.clone(),
+        }
+    }
 }
 
 /// The inference service.
@@ -96,6 +111,18 @@ pub struct Update {
     pub max_bytes_per_second: u64,
     /// Longest self-test, seconds.
     pub self_test_seconds: u64,
+    /// Mirrors of the release repository: addresses, or absolute paths of folders.
+    pub mirrors: Vec<String>,
+    /// CA certificates (PEM) that HTTPS mirrors are trusted by; the cloud's own when none.
+    pub mirrors_ca: Option<PathBuf>,
+    /// A source that sends next to nothing for so long is given up, seconds.
+    pub stall_seconds: u64,
+    /// When downloads may run; always when empty.
+    pub download_windows: Vec<Window>,
+    /// When releases may be activated; always when empty.
+    pub activation_windows: Vec<Window>,
+    /// IANA name of the windows' time zone; the system's when empty.
+    pub time_zone: String,
 }
 
 /// An input besides HTTP.
@@ -143,7 +170,12 @@ fn local_port() -> u16 {
 
 impl Default for Device {
     fn default() -> Self {
-        Self { state_dir: "/var/lib/farlight".into(), enrolment: None, labels: BTreeMap::new() }
+        Self {
+            state_dir: "/var/lib/farlight".into(),
+            enrolment: None,
+            labels: BTreeMap::new(),
+            admin_socket: PathBuf::new(),
+        }
     }
 }
 
@@ -173,7 +205,17 @@ impl Default for Cases {
 
 impl Default for Update {
     fn default() -> Self {
-        Self { metadata_seconds: 3_600, max_bytes_per_second: 0, self_test_seconds: 120 }
+        Self {
+            metadata_seconds: 3_600,
+            max_bytes_per_second: 0,
+            self_test_seconds: 120,
+            mirrors: Vec::new(),
+            mirrors_ca: None,
+            stall_seconds: 60,
+            download_windows: Vec::new(),
+            activation_windows: Vec::new(),
+            time_zone: String::new(),
+        }
     }
 }
 
@@ -255,6 +297,17 @@ impl Settings {
         range("cases.max_bytes_per_day", self.cases.max_bytes_per_day, 0, 1 << 40);
         range("update.metadata_seconds", self.update.metadata_seconds, 1, 31 * 86_400);
         range("update.self_test_seconds", self.update.self_test_seconds, 1, 86_400);
+        range("update.stall_seconds", self.update.stall_seconds, 1, 3_600);
+        if let Err(error) = Zone::named(&self.update.time_zone) {
+            problems.push(format!("update.time_zone: {error}"));
+        }
+        for (index, mirror) in self.update.mirrors.iter().enumerate() {
+            if !mirror.starts_with('/') && !mirror.starts_with("http://") && !mirror.starts_with("https://") {
+                problems.push(format!(
+                    "update.mirrors[{index}]: {mirror:?} is neither an http(s) address nor an absolute path"
+                ));
+            }
+        }
         for (index, source) in self.source.iter().enumerate() {
             if let Source::Replay { rate_hz, stride, .. } = source {
                 if !(*rate_hz > 0.0 && *rate_hz <= 1e6) {
@@ -285,6 +338,11 @@ mod tests {
         settings.source.clear();
         settings.device.enrolment = None;
         settings.device.labels.clear();
+        settings.device.admin_socket = PathBuf::new();
+        let update = &mut settings.update;
+        assert_eq!((update.mirrors.len(), update.download_windows.len()), (2, 1));
+        (update.mirrors, update.mirrors_ca, update.time_zone) = (Vec::new(), None, String::new());
+        (update.download_windows, update.activation_windows) = (Vec::new(), Vec::new());
         settings.http.socket = PathBuf::new();
         assert_eq!(settings, Settings::default());
         for key in [
@@ -304,6 +362,13 @@ mod tests {
             "metadata_seconds",
             "max_bytes_per_second",
             "self_test_seconds",
+            "admin_socket",
+            "mirrors",
+            "mirrors_ca",
+            "stall_seconds",
+            "download_windows",
+            "activation_windows",
+            "time_zone",
         ] {
             assert!(uncommented.contains(&format!("{key} =")), "{key} is not in the sample");
         }
@@ -313,9 +378,14 @@ mod tests {
     fn every_problem_is_reported_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.toml");
-        std::fs::write(&path, "[http]\nlisten = \"nope\"\n[telemetry]\nwindow_seconds = 0\n").unwrap();
+        std::fs::write(&path, "[http]\nlisten = \"nope\"\n[telemetry]\nwindow_seconds = 0\n[update]\ntime_zone = \"Mars/Olympus\"\nmirrors = [\"ftp://x\"]\n").unwrap();
         let text = Settings::read(&path).unwrap_err().to_string();
-        assert!(text.contains("http.listen") && text.contains("telemetry.window_seconds"), "{text}");
+        for key in ["http.listen", "telemetry.window_seconds", "update.time_zone", "update.mirrors[0]"] {
+            assert!(text.contains(key), "{key}: {text}");
+        }
+        std::fs::write(&path, "[update]\nactivation_windows = [\"whenever\"]\n").unwrap();
+        let text = Settings::read(&path).unwrap_err().to_string();
+        assert!(text.contains("whenever") && text.contains("22:00-04:00"), "{text}");
         std::fs::write(&path, "[http]\nlissten = 1\n").unwrap();
         assert!(Settings::read(&path).unwrap_err().to_string().contains("lissten"));
         assert!(Settings::read(&dir.path().join("none")).unwrap_err().to_string().contains("none"));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use farlight_device::pointer::{MAX_POINTER, Pointer, Slot};
 use farlight_release::Verified;
 use farlight_release::blob::{ChunkVerifier, FetchError};
+use farlight_release::config::{self, ConfigManifest};
 use farlight_release::manifest::{Blob, MAX_MANIFEST, Manifest, ManifestError};
 use farlight_wire::ModelName;
 
@@ -61,6 +62,15 @@ pub struct Slots {
 }
 
 /// A slot whose every byte was hashed.
+#[derive(Debug)]
+pub enum Opened {
+    /// A model.
+    Model(Whole),
+    /// A configuration.
+    Config(Verified<ConfigManifest>),
+}
+
+/// A model's slot whose every byte was hashed.
 #[derive(Debug)]
 pub struct Whole {
     /// Its manifest.
@@ -139,17 +149,24 @@ impl Slots {
     ///
     /// # Errors
     /// [`SlotError`] when anything is missing or not what was signed.
-    pub fn open(&self, slot: &Slot) -> Result<Whole, SlotError> {
-        open_folder(&self.folder(slot), &slot.digest)
+    pub fn open(&self, slot: &Slot) -> Result<Opened, SlotError> {
+        open_either(&slot.release.model, &self.folder(slot), &slot.digest)
     }
 
-    /// A valid slot of a model, whichever is found first: the last resort when the pointer is damaged.
-    pub fn any(&self, model: &ModelName) -> Option<Slot> {
+    /// A valid slot of a model that is not `failed`, whichever is found first: the last resort when the
+    /// pointer is damaged, or what it names cannot be loaded.
+    pub fn any(&self, model: &ModelName, failed: &[&str]) -> Option<Slot> {
         let folder = self.root.join(model.as_str());
         fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
             let digest = entry.file_name().to_str()?.to_owned();
-            let whole = open_folder(&entry.path(), &digest).ok()?;
-            Some(Slot { release: whole.manifest.release.clone(), digest })
+            if failed.contains(&digest.as_str()) {
+                return None;
+            }
+            let release = match open_either(model, &entry.path(), &digest).ok()? {
+                Opened::Model(whole) => whole.manifest.release.clone(),
+                Opened::Config(config) => config.release.clone(),
+            };
+            Some(Slot { release, digest })
         })
     }
 
@@ -179,15 +196,28 @@ impl Slots {
     }
 }
 
-/// Reads and hashes a slot folder named `digest`.
+fn open_either(model: &ModelName, folder: &Path, digest: &str) -> Result<Opened, SlotError> {
+    if model.as_str() != config::NAME {
+        return open_folder(folder, digest).map(Opened::Model);
+    }
+    let bytes = read_manifest(folder, digest)?;
+    let fail = |source| SlotError::Manifest { digest: digest.to_owned(), source };
+    ConfigManifest::reopen(&bytes, digest).map(Opened::Config).map_err(fail)
+}
+
+fn read_manifest(folder: &Path, digest: &str) -> Result<Vec<u8>, SlotError> {
+    let path = folder.join("manifest.json");
+    let bytes = durable::read_limited(&path, MAX_MANIFEST).map_err(io("read", &path))?;
+    bytes.ok_or_else(|| SlotError::Missing { digest: digest.to_owned(), what: "manifest.json".to_owned() })
+}
+
+/// Reads and hashes a model's slot folder named `digest`.
 ///
 /// # Errors
 /// [`SlotError`] when anything is missing or not what was signed.
 pub fn open_folder(folder: &Path, digest: &str) -> Result<Whole, SlotError> {
-    let path = folder.join("manifest.json");
-    let bytes = durable::read_limited(&path, MAX_MANIFEST).map_err(io("read", &path))?;
     let missing = |what: String| SlotError::Missing { digest: digest.to_owned(), what };
-    let bytes = bytes.ok_or_else(|| missing("manifest.json".to_owned()))?;
+    let bytes = read_manifest(folder, digest)?;
     let manifest = Manifest::reopen(&bytes, digest)
         .map_err(|source| SlotError::Manifest { digest: digest.to_owned(), source })?;
     let variant = manifest.variants.first().ok_or_else(|| missing("a variant".to_owned()))?;

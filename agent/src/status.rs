@@ -20,6 +20,14 @@ pub struct Status {
     pub connected: AtomicBool,
     waiting: [AtomicU64; 3],
     updates: Mutex<BTreeMap<String, Value>>,
+    /// What activations wait for, and the configuration in force.
+    notes: Mutex<Notes>,
+}
+
+#[derive(Debug, Default)]
+struct Notes {
+    hold: Option<String>,
+    config: Option<String>,
 }
 
 impl Status {
@@ -32,6 +40,7 @@ impl Status {
             connected: AtomicBool::new(false),
             waiting: [const { AtomicU64::new(0) }; 3],
             updates: Mutex::default(),
+            notes: Mutex::default(),
         }
     }
 
@@ -57,6 +66,16 @@ impl Status {
         };
     }
 
+    /// Sets what activations wait for.
+    pub fn set_hold(&self, hold: Option<String>) {
+        self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).hold = hold;
+    }
+
+    /// Sets the configuration release in force.
+    pub fn set_config(&self, release: Option<String>) {
+        self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).config = release;
+    }
+
     /// The document.
     pub fn document(&self, models: &Models) -> Value {
         let updates = self.updates.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
@@ -77,7 +96,10 @@ impl Status {
             .into_iter()
             .map(|stream| (stream.topic(), self.slot(stream).load(Ordering::Relaxed)))
             .collect();
+        let notes = self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         json!({
+            "config": notes.config,
+            "updates_wait_for": notes.hold,
             "device": self.device,
             "fleet": self.fleet,
             "agent_version": env!("CARGO_PKG_VERSION"),

@@ -68,6 +68,7 @@ impl Metrics {
         let reason = match error {
             InferError::Unknown(_) => "unknown",
             InferError::Busy { .. } => "busy",
+            InferError::Off(_) => "off",
             InferError::Run(RunError::Contract { .. }) => "contract",
             InferError::Run(RunError::Length { .. }) => "shape",
             InferError::Run(RunError::Engine(_)) => "engine",

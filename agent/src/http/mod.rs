@@ -2,6 +2,7 @@
 
 mod binary;
 mod infer;
+mod local;
 mod metadata;
 mod metrics;
 mod request;
@@ -16,14 +17,17 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use serde_json::json;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
 
 use crate::exit::{ExitCode, Fatal};
 use crate::models::{InferError, Models};
+use crate::runtime::Runtime;
 use crate::settings;
 use crate::status::Status;
+use crate::update::Input;
 
 /// What handlers see.
 #[derive(Clone)]
@@ -36,6 +40,10 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// Largest request body in bytes, also after decompression.
     pub max_body_bytes: usize,
+    /// What a configuration release changes.
+    pub runtime: Runtime,
+    /// The update driver's inbox.
+    pub updates: mpsc::Sender<Input>,
 }
 
 pub use metrics::Metrics;
@@ -56,8 +64,20 @@ pub fn router(service: Service) -> Router {
         .route("/v2/repository/index", post(metadata::index))
         .route("/metrics", get(metrics::text))
         .route("/farlight/status", get(status))
+        .route("/farlight/flags", get(local::flags))
+        .route("/farlight/lock", put(local::lock).delete(local::unlock))
         .fallback(async || refuse(StatusCode::NOT_FOUND, "no such path"))
         .layer(limit)
+        .with_state(service)
+}
+
+/// What only the administrator of the device may ask, on a socket of its own.
+pub fn admin(service: Service) -> Router {
+    Router::new()
+        .route("/farlight/status", get(status))
+        .route("/farlight/install", post(local::install))
+        .fallback(async || refuse(StatusCode::NOT_FOUND, "no such path"))
+        .layer(DefaultBodyLimit::max(local::MAX_BODY))
         .with_state(service)
 }
 
@@ -74,7 +94,7 @@ fn refuse_inference(error: &InferError) -> Response {
     use farlight_inference::RunError;
     let status = match error {
         InferError::Unknown(_) => StatusCode::NOT_FOUND,
-        InferError::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        InferError::Busy { .. } | InferError::Off(_) => StatusCode::SERVICE_UNAVAILABLE,
         InferError::Run(RunError::Length { .. } | RunError::Contract { .. }) => StatusCode::BAD_REQUEST,
         InferError::Run(RunError::Engine(_)) => StatusCode::INTERNAL_SERVER_ERROR,
     };
@@ -112,9 +132,21 @@ impl Listeners {
                 })?;
             Some(listener)
         };
-        let unix =
-            if settings.socket.as_os_str().is_empty() { None } else { Some(bind_unix(&settings.socket)?) };
+        let hint = "check the folder of http.socket and its permissions";
+        let unix = match settings.socket.as_os_str().is_empty() {
+            true => None,
+            false => Some(bind_unix(&settings.socket, 0o660, hint)?),
+        };
         Ok(Self { tcp, unix })
+    }
+
+    /// Binds the administrator's socket, which only the agent's own user and root may open.
+    ///
+    /// # Errors
+    /// When its path cannot be used.
+    pub fn bind_admin(path: &Path) -> Result<Self, Fatal> {
+        let hint = "set device.admin_socket to a path of under 108 bytes in a folder the agent may write";
+        Ok(Self { tcp: None, unix: Some(bind_unix(path, 0o600, hint)?) })
     }
 
     /// The TCP address in use.
@@ -151,10 +183,10 @@ impl Listeners {
     }
 }
 
-fn bind_unix(path: &Path) -> Result<UnixListener, Fatal> {
+fn bind_unix(path: &Path, mode: u32, hint: &str) -> Result<UnixListener, Fatal> {
     let fail = |error: std::io::Error| {
         let error = anyhow::Error::new(error).context(format!("listen on {}", path.display()));
-        Fatal::new(ExitCode::Resource, error, "check the folder of http.socket and its permissions")
+        Fatal::new(ExitCode::Resource, error, hint)
     };
     // A socket left by an earlier life is replaced; any other file is not.
     if let Ok(meta) = std::fs::symlink_metadata(path) {
@@ -168,7 +200,7 @@ fn bind_unix(path: &Path) -> Result<UnixListener, Fatal> {
         std::fs::remove_file(path).map_err(fail)?;
     }
     let listener = UnixListener::bind(path).map_err(fail)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
     std::fs::set_permissions(path, mode).map_err(fail)?;
     Ok(listener)
 }

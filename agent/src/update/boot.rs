@@ -1,12 +1,12 @@
 //! Starting: for each model, read the pointer, count a trial, load what is to run, and tell the cloud what
 //! the last life did not come to report.
 
-use farlight_device::codes::Code;
 use farlight_device::health::Policy;
 use farlight_device::pointer::{Boot, Pointer, Slot};
-use farlight_device::update::{Failure, Machine, Want};
+use farlight_device::update::{Bad, BadList, Failure, KnownBad, Machine, Want};
 use farlight_release::assignment::{self, ModelAssignment};
-use farlight_wire::report::{self, ErrorReport, UpdateReport, UpdateState};
+use farlight_wire::codes::Code;
+use farlight_wire::report::{self, UpdateReport, UpdateState};
 use farlight_wire::{Millis, ModelName, ReleaseId, RolloutId};
 
 use super::{Driver, Input, Model, steps};
@@ -70,42 +70,53 @@ impl Driver {
                 }
                 (next, None)
             }
-            Boot::Revert { write, failed } => (write, Some((failed, Code::ProbationCrashes))),
+            Boot::Revert { write, failed } => {
+                let text = format!("{} was started too often without proving itself", failed.release);
+                (write, Some((failed, Failure::new(Code::ProbationCrashes, text))))
+            }
         };
         // What cannot be loaded is taken back, too.
         let (pointer, crashed) = match (&pointer.active, crashed) {
             (Some(slot), None) => match steps::load(&slots, slot, &models) {
-                Ok(loaded) => {
-                    models.activate(loaded, Keep::Nothing);
+                Ok(ready) => {
+                    self.put_in_front(ready, Keep::Nothing);
                     (pointer, None)
                 }
-                Err(failure) => {
-                    tracing::error!(release = %slot.release, code = failure.code, "{}", failure.message);
-                    (pointer.revert(), Some((slot.clone(), Code::VerifyMismatch)))
-                }
+                Err(failure) => (pointer.revert(), Some((slot.clone(), failure))),
             },
             (_, crashed) => (pointer, crashed),
         };
-        let Some((failed, code)) = crashed else {
+        let Some((failed, failure)) = crashed else {
             let machine = self.machine(name, &pointer, assigned, bad);
-            self.models.insert(name.clone(), Model::new(machine, pointer));
+            self.insert(name, machine, pointer);
             return;
         };
-        let pointer = self.restore(name, pointer);
+        let pointer = self.restore(name, pointer, &failed);
         let rollout = entry(assigned, &failed.release).and_then(|entry| entry.rollout.clone());
-        bad.insert(failed.release.clone(), rollout.clone());
-        if let Err(error) = self.parts.journal.remember_bad(&failed.release, rollout.as_ref()) {
-            tracing::error!(%error, "a failed release may be tried again");
+        if failure.code.blames_release() {
+            let entry = Bad { rollout: rollout.clone(), code: failure.code.as_str().to_owned() };
+            if let Err(error) = self.parts.journal.remember_bad(&failed, &entry, clock::now()) {
+                tracing::error!(%error, "a failed release may be tried again");
+            }
+            bad.insert(failed.digest.clone(), entry);
         }
-        self.report_taken_back(name, failed, rollout, code, &pointer);
-        let running = pointer.active.as_ref().map(|slot| slot.release.clone());
-        let machine = Machine::idle(name.clone(), running, bad);
-        self.models.insert(name.clone(), Model::new(machine, pointer));
+        self.report_taken_back(name, failed, rollout, failure, &pointer);
+        let machine = Machine::idle(name.clone(), pointer.active.clone(), bad);
+        self.insert(name, machine, pointer);
+        self.report(report::Event::Running(self.running()));
+    }
+
+    fn insert(&mut self, name: &ModelName, machine: Machine, pointer: Pointer) {
+        let origin = pointer.origin;
+        let mut model = Model::new(machine, pointer);
+        model.origin = origin;
+        self.models.insert(name.clone(), model);
+        self.tell_status(name);
     }
 
     /// A damaged pointer: any whole slot is better than none.
     fn without_pointer(&self, name: &ModelName) -> Pointer {
-        let active = self.parts.slots.any(name);
+        let active = self.parts.slots.any(name, &[]);
         tracing::error!(model = %name, found = ?active.as_ref().map(|s| s.release.to_string()), "pointer is damaged");
         self.report(report::Event::Loss { what: format!("pointer of {name}"), records: 1 });
         let pointer = Pointer { sequence: 1, active, ..Pointer::default() };
@@ -115,19 +126,36 @@ impl Driver {
         pointer
     }
 
-    /// Loads the previous release, or any whole slot, after the active one failed at start.
-    fn restore(&self, name: &ModelName, mut pointer: Pointer) -> Pointer {
+    /// Loads the previous release after the active one failed at start; when that fails too, any whole slot
+    /// is better than none.
+    fn restore(&self, name: &ModelName, mut pointer: Pointer, failed: &Slot) -> Pointer {
         let slots = &self.parts.slots;
-        if let Err(error) = slots.write_pointer(name, &pointer) {
-            tracing::error!(%error, "rollback is not durable yet");
+        let mut tried = vec![failed.digest.clone()];
+        loop {
+            if let Err(error) = slots.write_pointer(name, &pointer) {
+                tracing::error!(%error, "rollback is not durable yet");
+            }
+            if let Some(slot) = &pointer.active {
+                match steps::load(slots, slot, &self.parts.models) {
+                    Ok(ready) => {
+                        self.put_in_front(ready, Keep::Nothing);
+                        return pointer;
+                    }
+                    Err(failure) => {
+                        let code = failure.code.as_str();
+                        tracing::error!(release = %slot.release, code, "{}", failure.message);
+                    }
+                }
+                tried.push(slot.digest.clone());
+            }
+            let tried: Vec<&str> = tried.iter().map(String::as_str).collect();
+            let next = slots.any(name, &tried);
+            let none = next.is_none();
+            pointer = Pointer { sequence: pointer.sequence + 1, active: next, ..pointer };
+            if none {
+                return pointer;
+            }
         }
-        let loaded =
-            pointer.active.as_ref().and_then(|slot| steps::load(slots, slot, &self.parts.models).ok());
-        match loaded {
-            Some(loaded) => self.parts.models.activate(loaded, Keep::Nothing),
-            None => pointer.active = None,
-        }
-        pointer
     }
 
     fn report_taken_back(
@@ -135,18 +163,18 @@ impl Driver {
         name: &ModelName,
         failed: Slot,
         rollout: Option<RolloutId>,
-        code: Code,
+        failure: Failure,
         pointer: &Pointer,
     ) {
-        let failure = Failure::new(code, format!("{} was taken back at start", failed.release));
-        tracing::warn!(release = %failed.release, code = failure.code, "taken back at start");
+        tracing::warn!(release = %failed.release, code = failure.code.as_str(), "taken back at start: {}", failure.message);
+        let error = Failure { message: format!("taken back at start: {}", failure.message), ..failure };
         self.report(report::Event::Update(UpdateReport {
             model: name.clone(),
             release: failed.release,
             rollout,
             assignment: pointer.assignment,
             state: UpdateState::RolledBack,
-            error: Some(ErrorReport { code: failure.code, message: failure.message }),
+            error: Some(error.report()),
             running: pointer.active.as_ref().map(|slot| slot.release.clone()),
             elapsed: Millis(0),
         }));
@@ -157,22 +185,26 @@ impl Driver {
         name: &ModelName,
         pointer: &Pointer,
         assigned: &[ModelAssignment],
-        bad: std::collections::BTreeMap<ReleaseId, Option<RolloutId>>,
+        bad: BadList,
     ) -> Machine {
         let Some(active) = &pointer.active else { return Machine::idle(name.clone(), None, bad) };
         if pointer.trials.is_none() {
-            return Machine::idle(name.clone(), Some(active.release.clone()), bad);
+            return Machine::idle(name.clone(), Some(active.clone()), bad);
         }
         let entry = entry(assigned, &active.release);
-        let want = Want {
-            release: active.release.clone(),
-            rollout: entry.and_then(|entry| entry.rollout.clone()),
-            assignment: pointer.assignment,
-            policy: entry.map_or(Policy { duration: Millis::from_secs(60), min_requests: 1 }, |entry| {
-                Policy { duration: entry.probation.duration, min_requests: entry.probation.min_requests }
-            }),
+        let want = match entry {
+            Some(entry) => super::want(entry, active.clone(), pointer.assignment),
+            // From a bundle, or of an assignment that is no longer known.
+            None => Want {
+                slot: active.clone(),
+                rollout: None,
+                assignment: pointer.assignment,
+                policy: Policy { duration: Millis::from_secs(60), min_requests: 0 },
+                shadow: None,
+                known_bad: KnownBad::Refuse,
+            },
         };
-        let previous = pointer.previous.as_ref().map(|slot| slot.release.clone());
+        let previous = pointer.previous.clone();
         let baseline = self.parts.journal.baseline(name).unwrap_or_else(|error| {
             tracing::warn!(%error, "the candidate is not compared with the release before it");
             Default::default()

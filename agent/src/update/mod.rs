@@ -3,38 +3,51 @@
 //! runs in tasks that answer with an event, so that a rollback waits for nothing.
 
 mod boot;
+mod inventory;
+mod local;
+mod perform;
 mod steps;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use farlight_device::codes::Code;
 use farlight_device::health::{Health, Policy};
-use farlight_device::pointer::{Pointer, Slot};
-use farlight_device::update::{Effect, Event, Failure, Machine, State, Want};
+use farlight_device::pointer::{Origin, Pointer, Slot};
+use farlight_device::schedule::{self, Hold};
+use farlight_device::shadow::{self, Shadowed};
+use farlight_device::update::{Event, Failure, KnownBad, Machine, State, Want};
 use farlight_release::Verified;
-use farlight_release::assignment::Assignment;
-use farlight_wire::report::{self, ErrorReport, Inventory, Refusal, Running};
-use farlight_wire::{Command, ModelName, ReleaseId, Report, Seq};
+use farlight_release::assignment::{Assignment, ModelAssignment};
+use farlight_release::config;
+use farlight_wire::report::{self, Progress, Refusal};
+use farlight_wire::{Command, Millis, ModelName, Report, Seq};
 use serde_json::json;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::clock;
+pub use local::Local;
+
+use crate::clock::{self, Zone};
 use crate::fetch::Repository;
 use crate::identity::Identity;
 use crate::journal::Journal;
-use crate::models::{Keep, Loaded, Models};
+use crate::models::{Loaded, Models};
 use crate::recorder::Healths;
+use crate::runtime::{ConfigSlot, Runtime};
 use crate::slots::Slots;
+use crate::source::Source;
 use crate::status::Status;
+use crate::transfer;
 use crate::trust::Trust;
 
 /// Windows of the confirmed release that a candidate is compared with.
 const BASELINE_WINDOWS: usize = 60;
 /// How often time is told to the machines.
 const TICK: Duration = Duration::from_millis(500);
+/// Reports of how far one download is.
+const PROGRESS_REPORTS: u64 = 4;
 
 /// What reaches the driver.
 pub enum Input {
@@ -46,12 +59,14 @@ pub enum Input {
     Command(Command),
     /// The cloud has reports up to here.
     ReportsAcknowledged(Seq),
-    /// A verified assignment.
-    Assigned(Box<Verified<Assignment>>),
+    /// A verified assignment, with the digest that signed metadata gives each of its releases.
+    Assigned(Box<Verified<Assignment>>, Vec<Slot>),
     /// Metadata or an assignment was refused.
     Refused(Refusal),
     /// A step's task ended.
     Step(Step),
+    /// Something that is asked at the device itself.
+    Local(Local),
 }
 
 /// The answer of a step's task. An older generation's answer is dropped.
@@ -59,6 +74,14 @@ pub struct Step {
     model: ModelName,
     generation: u64,
     done: Done,
+}
+
+/// What runs under a name: a model, or the runtime configuration.
+pub enum Ready {
+    /// A model in memory.
+    Model(Arc<Loaded>),
+    /// A configuration.
+    Config(ConfigSlot),
 }
 
 /// What a step's task did.
@@ -69,10 +92,14 @@ pub enum Done {
     Verified,
     /// Golden vectors passed.
     SelfTested,
+    /// The candidate is in memory, to be shadowed so.
+    ShadowReady(Arc<Loaded>, shadow::Policy),
+    /// The candidate did this in the shadow.
+    Shadowed(Box<Shadowed>),
     /// It is in memory, ready to be swapped in.
-    Loaded(Arc<Loaded>),
+    Loaded(Ready),
     /// The previous release is in memory again (`None`: there was none).
-    Restored(Option<Arc<Loaded>>),
+    Restored(Option<Ready>),
     /// It failed.
     Failed(Failure),
 }
@@ -85,13 +112,15 @@ pub struct Parts {
     pub labels: BTreeMap<String, String>,
     /// The model table.
     pub models: Arc<Models>,
+    /// What a configuration release changes.
+    pub runtime: Runtime,
     /// Releases on disk.
     pub slots: Slots,
     /// The trust store; `None` when it is lost.
     pub trust: Option<Trust>,
     /// Where releases come from.
     pub repository: Repository,
-    /// Reports, attempts and failures.
+    /// Reports, attempts, failures and history.
     pub journal: Journal,
     /// What the agent says of itself.
     pub status: Arc<Status>,
@@ -99,6 +128,10 @@ pub struct Parts {
     pub self_test: Duration,
     /// How often metadata is looked at.
     pub metadata_every: Duration,
+    /// When releases may be activated; always when empty.
+    pub activation_windows: Vec<schedule::Window>,
+    /// The time zone of the windows.
+    pub zone: Zone,
     /// Changes when a report was committed.
     pub reported: watch::Sender<u64>,
 }
@@ -112,9 +145,12 @@ pub struct Driver {
     assignment: u64,
     desired: Option<AbortHandle>,
     last_refusal: Option<String>,
+    paused_until: Millis,
+    lock: Option<(String, Millis)>,
+    hold: Option<Hold>,
 }
 
-/// One model's update.
+/// One model's update, or that of the configuration.
 struct Model {
     machine: Machine,
     pointer: Pointer,
@@ -122,11 +158,33 @@ struct Model {
     baseline: VecDeque<Health>,
     task: Option<AbortHandle>,
     generation: u64,
+    progress: Arc<transfer::Progress>,
+    received: Arc<AtomicU64>,
+    /// Parts of the download that were reported.
+    told: u64,
+    /// Who asked for the job, and the bundle it came from.
+    origin: Origin,
+    bundle: Option<Source>,
+    /// What the candidate did in the shadow so far; `None` when there is no shadow.
+    shadowed: Option<Shadowed>,
 }
 
 impl Model {
     fn new(machine: Machine, pointer: Pointer) -> Self {
-        Self { machine, pointer, staged: None, baseline: VecDeque::new(), task: None, generation: 0 }
+        Self {
+            machine,
+            pointer,
+            staged: None,
+            baseline: VecDeque::new(),
+            task: None,
+            generation: 0,
+            progress: Arc::default(),
+            received: Arc::default(),
+            told: 0,
+            origin: Origin::Cloud,
+            bundle: None,
+            shadowed: None,
+        }
     }
 
     fn baseline(&self) -> Health {
@@ -134,6 +192,17 @@ impl Model {
         self.baseline.iter().for_each(|health| sum.merge(health));
         sum
     }
+
+    fn remember(&mut self, health: Health) {
+        if self.baseline.len() == BASELINE_WINDOWS {
+            self.baseline.pop_front();
+        }
+        self.baseline.push_back(health);
+    }
+}
+
+fn is_config(name: &ModelName) -> bool {
+    name.as_str() == config::NAME
 }
 
 impl Driver {
@@ -141,6 +210,10 @@ impl Driver {
     /// driver ready to run. `sender` is the driver's own inbox.
     pub async fn boot(mut parts: Parts, sender: mpsc::Sender<Input>) -> Self {
         let trust = parts.trust.take().map(|trust| Arc::new(Mutex::new(trust)));
+        let paused_until = parts.journal.paused_until().unwrap_or_else(|error| {
+            tracing::warn!(%error, "a pause of updates is forgotten");
+            Millis(0)
+        });
         let mut driver = Self {
             parts,
             trust,
@@ -149,8 +222,12 @@ impl Driver {
             assignment: 0,
             desired: None,
             last_refusal: None,
+            paused_until,
+            lock: None,
+            hold: None,
         };
         driver.start_models().await;
+        driver.look_at_hold();
         driver
     }
 
@@ -180,14 +257,23 @@ impl Driver {
                     None => return,
                 },
                 closed = healths.recv() => if let Some(closed) = closed { self.observe(closed) },
-                _ = tick.tick() => {
-                    let models: Vec<ModelName> = self.models.keys().cloned().collect();
-                    models.iter().for_each(|model| self.step(model, Event::Tick));
-                }
+                _ = tick.tick() => self.tick(),
                 _ = metadata.tick() => self.spawn_refresh(),
                 _ = shutdown.wait_for(|stop| *stop) => return,
             }
         }
+    }
+
+    fn tick(&mut self) {
+        self.look_at_hold();
+        for name in self.names() {
+            self.step(&name, Event::Tick);
+            self.tell_progress(&name);
+        }
+    }
+
+    fn names(&self) -> Vec<ModelName> {
+        self.models.keys().cloned().collect()
     }
 
     fn handle(&mut self, input: Input) {
@@ -201,7 +287,7 @@ impl Driver {
                 }
                 self.parts.reported.send_modify(|n| *n += 1);
             }
-            Input::Assigned(assignment) => self.assigned(&assignment),
+            Input::Assigned(assignment, slots) => self.assigned(&assignment, slots),
             Input::Refused(refusal) => {
                 // Told once, not at every try.
                 let key = format!("{} {}", refusal.what, refusal.error.code);
@@ -217,55 +303,97 @@ impl Driver {
                 }
             }
             Input::Step(step) => self.step_done(step),
+            Input::Local(local) => self.local(local),
         }
     }
 
-    fn command(&mut self, command: Command) {
-        self.spawn_refresh();
-        let detail = format!("{:?} begun", command.action);
-        self.report(report::Event::CommandResult { id: command.id, ok: true, detail });
-    }
-
-    fn assigned(&mut self, assignment: &Verified<Assignment>) {
+    fn assigned(&mut self, assignment: &Verified<Assignment>, slots: Vec<Slot>) {
         self.assignment = assignment.sequence;
         self.last_refusal = None;
+        // What a person installed at the device stays until an assignment that is newer than that.
+        let stays = |model: &Model| {
+            model.pointer.origin == Origin::Local && assignment.sequence <= model.pointer.assignment
+        };
         let named = |model: &ModelName| assignment.models.iter().any(|entry| entry.release.model == *model);
-        let withdrawn: Vec<ModelName> = self.models.keys().filter(|model| !named(model)).cloned().collect();
+        let withdrawn: Vec<ModelName> = self
+            .models
+            .iter()
+            .filter(|(name, model)| !named(name) && !stays(model))
+            .map(|(name, _)| name.clone())
+            .collect();
         withdrawn.iter().for_each(|model| self.step(model, Event::Withdrawn));
-        for entry in &assignment.models {
-            let want = Want {
-                release: entry.release.clone(),
-                rollout: entry.rollout.clone(),
-                assignment: assignment.sequence,
-                policy: Policy {
-                    duration: entry.probation.duration,
-                    min_requests: entry.probation.min_requests,
-                },
-            };
-            let model = entry.release.model.clone();
-            if !self.models.contains_key(&model) {
-                let bad = self.parts.journal.bad().unwrap_or_default();
-                let machine = Machine::idle(model.clone(), None, bad);
-                self.models.insert(model.clone(), Model::new(machine, Pointer::default()));
+        for (entry, slot) in assignment.models.iter().zip(slots) {
+            if !self.models.get(&entry.release.model).is_some_and(stays) {
+                self.want(want(entry, slot, assignment.sequence), Origin::Cloud, None);
             }
-            let attempts =
-                self.parts.journal.attempts(&want.release, want.rollout.as_ref()).unwrap_or_default();
-            self.step(&model, Event::Assigned { want, attempts });
         }
+    }
+
+    /// Feeds a wish to its model's machine, which is made for a model that is new here.
+    fn want(&mut self, want: Want, origin: Origin, bundle: Option<Source>) {
+        let name = want.slot.release.model.clone();
+        if !self.models.contains_key(&name) {
+            let bad = self.parts.journal.bad().unwrap_or_default();
+            let machine = Machine::idle(name.clone(), None, bad);
+            self.models.insert(name.clone(), Model::new(machine, Pointer::default()));
+            self.step(&name, Event::Hold(self.hold.clone()));
+        }
+        if let Some(model) = self.models.get_mut(&name) {
+            (model.origin, model.bundle) = (origin, bundle);
+        }
+        let attempts =
+            self.parts.journal.attempts(&want.slot.digest, want.rollout.as_ref()).unwrap_or_default();
+        self.step(&name, Event::Assigned { want, attempts });
     }
 
     fn observe(&mut self, closed: Healths) {
+        let mut all = Health::default();
         for (release, health) in closed {
+            all.merge(&health);
             let Some(model) = self.models.get_mut(&release.model) else { continue };
-            if model.machine.state() == &State::Idle && model.machine.running() == Some(&release) {
-                if model.baseline.len() == BASELINE_WINDOWS {
-                    model.baseline.pop_front();
+            let running = model.machine.running().filter(|slot| slot.release == release).cloned();
+            match running {
+                Some(_) if model.machine.state() == &State::Idle => model.remember(health),
+                Some(slot) => {
+                    self.step(&release.model, Event::Observed { slot, health: Box::new(health) });
                 }
-                model.baseline.push_back(health);
-            } else {
-                let name = release.model.clone();
-                self.step(&name, Event::Observed { release, health: Box::new(health) });
+                None => {}
             }
+        }
+        self.observe_config(all);
+    }
+
+    /// A configuration is judged by what all models do under it.
+    fn observe_config(&mut self, all: Health) {
+        let Ok(name) = config::NAME.parse::<ModelName>() else { return };
+        let Some(model) = self.models.get_mut(&name) else { return };
+        // Which class is most frequent says nothing across models.
+        let health = Health { classes: farlight_wire::Counts::default(), ..all };
+        match model.machine.running().cloned() {
+            Some(slot) if model.machine.state() != &State::Idle => {
+                self.step(&name, Event::Observed { slot, health: Box::new(health) });
+            }
+            _ => model.remember(health),
+        }
+    }
+
+    /// Looks whether an activation has to wait now, and tells the machines when that changed.
+    fn look_at_hold(&mut self) {
+        let now = clock::now();
+        let lock = self.lock.as_ref().map(|(holder, until)| (holder.as_str(), *until));
+        let windows = &self.parts.activation_windows;
+        let hold = schedule::hold(self.paused_until, lock, windows, now, self.parts.zone.offset_minutes(now));
+        if hold == self.hold {
+            return;
+        }
+        match &hold {
+            Some(hold) => tracing::info!(%hold, "activations wait"),
+            None => tracing::info!("activations go on"),
+        }
+        self.hold = hold;
+        self.parts.status.set_hold(self.hold.as_ref().map(ToString::to_string));
+        for name in self.names() {
+            self.step(&name, Event::Hold(self.hold.clone()));
         }
     }
 
@@ -284,210 +412,58 @@ impl Driver {
         }
     }
 
-    fn perform(&mut self, name: &ModelName, effect: Effect) -> Option<Event> {
-        match effect {
-            Effect::Report(update) => {
-                let (state, error) = (update.state, update.error.as_ref());
-                tracing::info!(release = %update.release, ?state, code = error.map(|e| e.code.as_str()),
-                    message = error.map(|e| e.message.as_str()), "update");
-                self.report(report::Event::Update(update));
-                None
-            }
-            Effect::Fetch(release) => {
-                self.spawn_fetch(name, release);
-                None
-            }
-            Effect::Verify(_) => {
-                self.spawn_verify(name);
-                None
-            }
-            Effect::SelfTest(want) => {
-                if let Err(error) = self.parts.journal.count_attempt(&want.release, want.rollout.as_ref()) {
-                    return Some(Event::Failed(Failure::new(Code::StorageFailed, error.to_string())));
-                }
-                self.spawn_self_test(name);
-                None
-            }
-            Effect::Activate(_) => {
-                self.spawn_load(name);
-                None
-            }
-            Effect::Confirm(release) => {
-                self.confirm(name, &release);
-                None
-            }
-            Effect::RollBack(release) => self.roll_back(name, &release),
-            Effect::Remove(release) => {
-                self.remove(name, &release);
-                None
-            }
-            Effect::Cancel => {
-                if let Some(model) = self.models.get_mut(name) {
-                    model.generation += 1;
-                    if let Some(task) = model.task.take() {
-                        task.abort();
-                    }
-                }
-                None
-            }
-            Effect::Collect => {
-                self.collect(name);
-                None
-            }
-            Effect::RememberBad(release, rollout) => {
-                let stored = self.parts.journal.remember_bad(&release, rollout.as_ref());
-                if let Err(error) = stored.and_then(|()| self.parts.journal.clear_attempts(&release)) {
-                    tracing::error!(%error, "a failed release may be tried again after a restart");
-                }
-                None
-            }
-        }
-    }
-
-    fn step_done(&mut self, step: Step) {
-        let Some(model) = self.models.get_mut(&step.model) else { return };
-        if step.generation != model.generation {
-            return;
-        }
-        model.task = None;
-        let event = match step.done {
-            Done::Fetched(slot) => {
-                model.staged = Some(slot);
-                Event::Fetched
-            }
-            Done::Verified => Event::Verified,
-            Done::SelfTested => Event::SelfTested,
-            Done::Loaded(loaded) => self.activate(&step.model, loaded),
-            Done::Restored(loaded) => {
-                match loaded {
-                    Some(loaded) => self.parts.models.activate(loaded, Keep::Nothing),
-                    None => self.parts.models.remove(step.model.as_str()),
-                }
-                Event::RolledBack
-            }
-            Done::Failed(failure) => Event::Failed(failure),
-        };
-        self.step(&step.model, event);
-    }
-
-    /// Pointer first, then the swap: from the pointer on, a restart runs the candidate, with trials.
-    fn activate(&mut self, name: &ModelName, loaded: Arc<Loaded>) -> Event {
-        let Some(model) = self.models.get_mut(name) else {
-            return Event::Failed(Failure::new(Code::StorageFailed, "model is gone"));
-        };
-        let previous = Box::new(model.baseline());
-        // Before the pointer: a restart on probation compares with it.
-        if let Err(error) = self.parts.journal.keep_baseline(name, &previous) {
-            return Event::Failed(Failure::new(Code::StorageFailed, error.to_string()));
-        }
-        let assignment = model.machine.state().job().map_or(0, |job| job.want.assignment);
-        let pointer = model.pointer.activate(loaded.slot.clone(), assignment);
-        if let Err(error) = self.parts.slots.write_pointer(name, &pointer) {
-            return Event::Failed(Failure::new(Code::StorageFailed, error.to_string()));
-        }
-        model.pointer = pointer;
-        self.parts.models.activate(loaded, Keep::Previous);
-        Event::Activated { previous }
-    }
-
-    fn confirm(&mut self, name: &ModelName, release: &ReleaseId) {
-        let Some(model) = self.models.get_mut(name) else { return };
-        let pointer = model.pointer.confirm();
-        match self.parts.slots.write_pointer(name, &pointer) {
-            Ok(()) => model.pointer = pointer,
-            // Runs on; after a restart it is on probation again.
-            Err(error) => tracing::error!(%error, "confirmation is not durable"),
-        }
-        model.baseline.clear();
-        let journal = &self.parts.journal;
-        if let Err(error) = journal.clear_attempts(release).and_then(|()| journal.forget_bad(release)) {
-            tracing::warn!(%error, "what is known of earlier attempts is not cleared");
-        }
-        self.parts.models.confirm(name.as_str());
-    }
-
-    fn roll_back(&mut self, name: &ModelName, release: &ReleaseId) -> Option<Event> {
-        let model = self.models.get_mut(name)?;
-        // A failed activation may not have reached the pointer.
-        if model.pointer.active.as_ref().is_some_and(|slot| slot.release == *release) {
-            let pointer = model.pointer.revert();
-            if let Err(error) = self.parts.slots.write_pointer(name, &pointer) {
-                // The model in memory is taken back all the same; trials bring a restart back too.
-                tracing::error!(%error, "rollback is not durable yet");
-            }
-            model.pointer = pointer;
-        }
-        let active = self.parts.models.find(name.as_str(), None).ok();
-        if active.as_ref().is_some_and(|loaded| loaded.slot.release != *release)
-            || self.parts.models.revert(name.as_str())
-        {
-            return Some(Event::RolledBack);
-        }
-        self.spawn_restore(name);
-        None
-    }
-
-    /// Takes a model out that is no longer assigned, and tells the cloud what runs now.
-    fn remove(&mut self, name: &ModelName, release: &ReleaseId) {
-        let Some(model) = self.models.get_mut(name) else { return };
-        let pointer = Pointer { sequence: model.pointer.sequence + 1, ..Pointer::default() };
-        match self.parts.slots.write_pointer(name, &pointer) {
-            Ok(()) => model.pointer = pointer,
-            // After a restart it runs until the assignment is heard again.
-            Err(error) => tracing::error!(%error, "removal is not durable"),
-        }
-        model.baseline.clear();
-        self.parts.models.remove(name.as_str());
-        tracing::info!(%release, "removed: no longer assigned");
-        self.report(report::Event::Hello(self.inventory()));
-    }
-
-    fn collect(&mut self, name: &ModelName) {
-        let Some(model) = self.models.get_mut(name) else { return };
-        model.staged = None;
-        let pointer = &model.pointer;
-        let keep: Vec<&str> =
-            pointer.active.iter().chain(&pointer.previous).map(|slot| slot.digest.as_str()).collect();
-        if let Err(error) = self.parts.slots.collect(name, &keep) {
-            tracing::warn!(%error, "old releases stay on disk");
-        }
-    }
-
     fn tell_status(&self, name: &ModelName) {
         let Some(model) = self.models.get(name) else { return };
-        let update = model.machine.state().job().zip(model.machine.phase()).map(|(job, phase)| {
-            json!({ "state": phase, "release": job.want.release, "rollout": job.want.rollout,
-                "assignment": job.want.assignment, "since": job.began })
+        let machine = &model.machine;
+        let update = machine.state().job().zip(machine.state().phase()).map(|(job, phase)| {
+            let progress = model.progress.get().filter(|_| matches!(machine.state(), State::Fetching(_)));
+            json!({ "state": phase, "release": job.want.slot.release, "rollout": job.want.rollout,
+                "assignment": job.want.assignment, "since": job.began, "phase_since": job.since,
+                "origin": model.origin,
+                "waits_for": machine.hold().filter(|_| matches!(machine.state(), State::Staged(_)))
+                    .map(ToString::to_string),
+                "progress": progress.map(|(done, total)| json!({ "done": done, "total": total })) })
         });
         self.parts.status.set_update(name.as_str(), update);
+        if is_config(name) {
+            let release = machine.running().map(|slot| slot.release.to_string());
+            self.parts.status.set_config(release);
+        }
     }
 
-    fn inventory(&self) -> Inventory {
-        let system = sysinfo::System::new_with_specifics(
-            sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram()),
-        );
-        let running = self.models.values().filter_map(|model| {
-            let slot = model.pointer.active.as_ref()?;
-            Some(Running {
-                release: slot.release.clone(),
-                manifest_sha256: slot.digest.clone(),
-                confirmed: model.pointer.trials.is_none(),
-            })
-        });
-        Inventory {
-            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            arch: std::env::consts::ARCH.to_owned(),
-            os: sysinfo::System::long_os_version().unwrap_or_default(),
-            cores: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
-            memory_kib: system.total_memory() / 1024,
-            labels: self.parts.labels.clone(),
-            running: running.collect(),
-            assignment: self.assignment,
+    /// Reports a download in quarters, so that a fleet sees which devices move.
+    fn tell_progress(&mut self, name: &ModelName) {
+        let Some(model) = self.models.get_mut(name) else { return };
+        let State::Fetching(job) = model.machine.state() else { return };
+        let Some((done, total)) = model.progress.get() else { return };
+        let part = done.saturating_mul(PROGRESS_REPORTS) / total.max(1);
+        if part <= model.told || part >= PROGRESS_REPORTS {
+            self.tell_status(name);
+            return;
         }
+        model.told = part;
+        let (release, rollout) = (job.want.slot.release.clone(), job.want.rollout.clone());
+        self.report(report::Event::Progress(Progress { release, rollout, done, total }));
+        self.tell_status(name);
     }
 
     fn refusal(what: &str, failure: Failure) -> Input {
-        let error = ErrorReport { code: failure.code, message: failure.message };
-        Input::Refused(Refusal { what: what.to_owned(), error })
+        Input::Refused(Refusal { what: what.to_owned(), error: failure.report() })
+    }
+}
+
+fn want(entry: &ModelAssignment, slot: Slot, assignment: u64) -> Want {
+    Want {
+        slot,
+        rollout: entry.rollout.clone(),
+        assignment,
+        policy: Policy { duration: entry.probation.duration, min_requests: entry.probation.min_requests },
+        shadow: entry.shadow.map(|shadow| shadow::Policy {
+            trial: Policy { duration: shadow.duration, min_requests: shadow.min_requests },
+            share_permille: shadow.share.get(),
+            cpu_permille: shadow.cpu.get(),
+            agreement_permille: shadow.agreement.get(),
+        }),
+        known_bad: if entry.retry_failed { KnownBad::TryAgain } else { KnownBad::Refuse },
     }
 }

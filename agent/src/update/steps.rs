@@ -1,29 +1,41 @@
 //! The driver's slow steps, each a task that answers with one event.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use farlight_device::backoff::Backoff;
-use farlight_device::codes::Code;
 use farlight_device::pointer::Slot;
+use farlight_device::shadow;
 use farlight_device::update::Failure;
 use farlight_release::Verified;
 use farlight_release::assignment::{self, Assignment};
-use farlight_release::manifest::Manifest;
+use farlight_release::manifest::Requires;
+use farlight_release::tuf::Client;
+use farlight_wire::codes::Code;
 use farlight_wire::{DeviceId, Millis, ModelName, ReleaseId};
+use serde::Deserialize;
 use tokio::sync::Mutex;
 
-use super::{Done, Driver, Input, Step};
+use super::{Done, Driver, Input, Ready, Step};
 use crate::clock;
 use crate::fetch::Repository;
 use crate::models::{Loaded, Models};
+use crate::runtime::ConfigSlot;
 use crate::selftest;
-use crate::slots::Slots;
+use crate::slots::{Opened, Slots};
+use crate::source::{Source, Trouble};
+use crate::transfer::{Contents, Progress, coded};
 use crate::trust::Trust;
 
 /// Waits between tries to reach the repository.
 const RETRY_FIRST: Millis = Millis(500);
 const RETRY_LAST: Millis = Millis(60_000);
+/// Tries that every source was too slow for, before the job fails.
+const MAX_SLOW: u32 = 3;
+/// Largest list of a bundle's releases in bytes.
+const MAX_BUNDLE: u64 = 64 * 1024;
 
 impl Driver {
     fn spawn(&mut self, name: &ModelName, work: impl Future<Output = Done> + Send + 'static) {
@@ -39,24 +51,46 @@ impl Driver {
         }
     }
 
-    pub(super) fn spawn_fetch(&mut self, name: &ModelName, release: ReleaseId) {
-        let lost = || Done::Failed(Failure::new(Code::TrustLost, "the trust store is unreadable"));
+    pub(super) fn spawn_fetch(&mut self, name: &ModelName, slot: Slot) {
         let Some(trust) = self.trust.clone() else {
-            self.spawn(name, async move { lost() });
+            self.spawn(name, async move { Done::Failed(trust_lost()) });
             return;
         };
-        let (repository, slots) = (self.parts.repository.clone(), self.parts.slots.clone());
-        let labels = self.parts.labels.clone();
+        let Some(model) = self.models.get_mut(name) else { return };
+        model.told = 0;
+        model.progress = Arc::default();
+        model.received = Arc::default();
+        let work = Fetch {
+            repository: match &model.bundle {
+                Some(bundle) => self.parts.repository.with_bundle(bundle.clone()),
+                None => self.parts.repository.clone(),
+            },
+            trust,
+            slots: self.parts.slots.clone(),
+            slot,
+            labels: self.parts.labels.clone(),
+            progress: Arc::clone(&model.progress),
+            received: Arc::clone(&model.received),
+        };
         self.spawn(name, async move {
             let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
+            let mut slow = 0;
             loop {
-                match fetch(&repository, &trust, &slots, &release, &labels).await {
-                    Ok(slot) => return Done::Fetched(slot),
-                    Err(failure) if failure.code == Code::FetchUnreachable.as_str() => {
-                        tracing::warn!(%release, "{}", failure.message);
-                        wait(&mut backoff).await;
-                    }
-                    Err(failure) => return Done::Failed(failure),
+                let trouble = match work.run().await {
+                    Ok(()) => return Done::Fetched(work.slot),
+                    Err(trouble) => trouble,
+                };
+                let failure = trouble.failure;
+                slow += u32::from(failure.code == Code::FetchTooSlow);
+                let again = matches!(failure.code, Code::FetchUnreachable | Code::FetchTooSlow);
+                if !again || slow >= MAX_SLOW {
+                    return Done::Failed(failure);
+                }
+                tracing::warn!(release = %work.slot.release, code = failure.code.as_str(), "{}", failure.message);
+                match trouble.wait {
+                    // Spread, so that a fleet that was sent away does not come back as one.
+                    Some(wait) => tokio::time::sleep(wait.mul_f64(1.0 + rand::random::<f64>() / 2.0)).await,
+                    None => wait(&mut backoff).await,
                 }
             }
         });
@@ -89,10 +123,34 @@ impl Driver {
                 Ok(slot) => slot,
                 Err(done) => return done,
             };
+            if super::is_config(&slot.release.model) {
+                // It holds settings only: what reading and checking it can find was found by verifying it.
+                return Done::SelfTested;
+            }
             match selftest::run(&slots.folder(&slot), &slot.digest, limit).await {
                 Ok(_) => Done::SelfTested,
                 Err(failure) => Done::Failed(failure),
             }
+        });
+    }
+
+    /// Loads a candidate that is to be shadowed.
+    pub(super) fn spawn_shadow(&mut self, name: &ModelName, policy: shadow::Policy) {
+        let (staged, slots, models) =
+            (self.staged(name), self.parts.slots.clone(), Arc::clone(&self.parts.models));
+        self.spawn(name, async move {
+            let slot = match staged {
+                Ok(slot) => slot,
+                Err(done) => return done,
+            };
+            blocking(move || match load(&slots, &slot, &models) {
+                Ok(Ready::Model(loaded)) => Done::ShadowReady(loaded, policy),
+                Ok(Ready::Config(_)) => {
+                    Done::Failed(Failure::new(Code::ShadowErrors, "a configuration has no shadow"))
+                }
+                Err(failure) => Done::Failed(failure),
+            })
+            .await
         });
     }
 
@@ -122,7 +180,7 @@ impl Driver {
                 Ok(loaded) => Done::Restored(Some(loaded)),
                 Err(failure) => {
                     tracing::error!(
-                        code = failure.code,
+                        code = failure.code.as_str(),
                         "the previous release does not load: {}",
                         failure.message
                     );
@@ -136,8 +194,7 @@ impl Driver {
     /// Verifies a desired state; the newest one replaces those still waiting.
     pub(super) fn spawn_desired(&mut self, bytes: Vec<u8>) {
         let Some(trust) = self.trust.clone() else {
-            let failure = Failure::new(Code::TrustLost, "the trust store is unreadable");
-            self.handle(Self::refusal("assignment", failure));
+            self.handle(Self::refusal("assignment", trust_lost()));
             return;
         };
         let (repository, device) = (self.parts.repository.clone(), self.parts.identity.device.clone());
@@ -146,8 +203,8 @@ impl Driver {
             let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LAST);
             loop {
                 let input = match admit(&repository, &trust, &device, &bytes).await {
-                    Ok(assignment) => Input::Assigned(Box::new(assignment)),
-                    Err(failure) if failure.code == Code::FetchUnreachable.as_str() => {
+                    Ok((assignment, slots)) => Input::Assigned(Box::new(assignment), slots),
+                    Err(failure) if failure.code == Code::FetchUnreachable => {
                         wait(&mut backoff).await;
                         continue;
                     }
@@ -170,10 +227,12 @@ impl Driver {
             let mut trust = trust.lock().await;
             match repository.refresh(&mut trust, clock::now()).await {
                 Ok(()) => {}
-                Err(failure) if failure.code.starts_with("tuf.") => {
+                Err(failure) if failure.code.phase() == "tuf" => {
                     let _ = sender.send(Self::refusal("metadata", failure)).await;
                 }
-                Err(failure) => tracing::debug!(code = failure.code, "metadata: {}", failure.message),
+                Err(failure) => {
+                    tracing::debug!(code = failure.code.as_str(), "metadata: {}", failure.message);
+                }
             }
         });
     }
@@ -189,54 +248,129 @@ async fn blocking(work: impl FnOnce() -> Done + Send + 'static) -> Done {
     })
 }
 
-/// Opens a slot (which hashes all of it) and loads it.
-pub(super) fn load(slots: &Slots, slot: &Slot, models: &Models) -> Result<Arc<Loaded>, Failure> {
-    let whole = slots.open(slot).map_err(|error| Failure::new(Code::VerifyMismatch, error.to_string()))?;
-    Loaded::new(slot.clone(), &whole.manifest, &whole.model, models.scheduling())
-        .map(Arc::new)
-        .map_err(|error| Failure::new(Code::SelfTestLoad, error.to_string()))
+pub(super) fn trust_lost() -> Failure {
+    Failure::new(Code::TrustLost, "the trust store is unreadable")
 }
 
-async fn fetch(
+/// Opens a slot (which hashes all of it) and loads it.
+pub(super) fn load(slots: &Slots, slot: &Slot, models: &Models) -> Result<Ready, Failure> {
+    let opened = slots.open(slot).map_err(|error| Failure::new(Code::VerifyMismatch, error.to_string()))?;
+    match opened {
+        Opened::Config(config) => {
+            Ok(Ready::Config(ConfigSlot { slot: slot.clone(), runtime: config.into_inner().runtime }))
+        }
+        Opened::Model(whole) => {
+            let loaded = Loaded::new(slot.clone(), &whole.manifest, &whole.model, models.scheduling());
+            loaded
+                .map(|loaded| Ready::Model(Arc::new(loaded)))
+                .map_err(|error| Failure::new(Code::SelfTestLoad, error.to_string()))
+        }
+    }
+}
+
+/// What a fetching task works on.
+struct Fetch {
+    repository: Repository,
+    trust: Arc<Mutex<Trust>>,
+    slots: Slots,
+    slot: Slot,
+    labels: BTreeMap<String, String>,
+    progress: Arc<Progress>,
+    received: Arc<AtomicU64>,
+}
+
+impl Fetch {
+    async fn run(&self) -> Result<(), Trouble> {
+        let release = &self.slot.release;
+        let transfer = self.repository.transfer(&self.progress, &self.received);
+        if super::is_config(&release.model) {
+            let (config, bytes) = {
+                let mut trust = self.trust.lock().await;
+                self.repository.look_again(&mut trust, clock::now()).await?;
+                self.repository.config(&trust.client, release, clock::now()).await?
+            };
+            compatible(release, &config.requires, &self.labels)?;
+            self.is_wanted(config.sha256())?;
+            let contents = Contents { manifest: &bytes, blobs: Vec::new() };
+            return transfer.slot(&self.slots, &self.slot, &contents).await;
+        }
+        let (manifest, bytes) = {
+            let mut trust = self.trust.lock().await;
+            self.repository.look_again(&mut trust, clock::now()).await?;
+            self.repository.manifest(&trust.client, release, clock::now()).await?
+        };
+        compatible(release, &manifest.requires, &self.labels)?;
+        self.is_wanted(manifest.sha256())?;
+        let blobs = manifest.variants.first().map(|variant| &variant.blob).into_iter().chain([&manifest.golden]);
+        let contents = Contents { manifest: &bytes, blobs: blobs.collect() };
+        transfer.slot(&self.slots, &self.slot, &contents).await
+    }
+
+    /// The metadata may have moved on between the wish and the fetch.
+    fn is_wanted(&self, digest: &str) -> Result<(), Failure> {
+        if digest == self.slot.digest {
+            return Ok(());
+        }
+        let text = format!("{} was signed anew meanwhile; the next assignment says what is wanted", self.slot.release);
+        Err(Failure::new(Code::Superseded, text))
+    }
+}
+
+/// The digest that signed metadata gives the manifest of a release.
+fn slot_of(client: &Client, release: &ReleaseId) -> Result<Slot, Failure> {
+    let target = client.permits(release).map_err(|e| coded(e.code(), e.to_string()))?;
+    let digest = target.hashes.get("sha256").ok_or_else(|| {
+        Failure::new(Code::TufMalformed, format!("the target of {release} has no SHA-256"))
+    })?;
+    Ok(Slot { release: release.clone(), digest: digest.to_owned() })
+}
+
+/// The list of a bundle: for people and programs; what is in it is verified by the metadata.
+#[derive(Deserialize)]
+struct Bundle {
+    releases: Vec<ReleaseId>,
+}
+
+/// The releases of a bundle, by the newest metadata that can be had.
+pub(super) async fn find_bundle(
     repository: &Repository,
-    trust: &Mutex<Trust>,
-    slots: &Slots,
-    release: &ReleaseId,
-    labels: &std::collections::BTreeMap<String, String>,
-) -> Result<Slot, Failure> {
-    let (manifest, bytes) = {
-        let mut trust = trust.lock().await;
-        repository.refresh(&mut trust, clock::now()).await?;
-        repository.manifest(&trust.client, release, clock::now()).await?
-    };
-    compatible(&manifest, labels)?;
-    let slot = Slot { release: release.clone(), digest: manifest.sha256().to_owned() };
-    repository.slot(slots, &slot, &manifest, &bytes).await?;
-    Ok(slot)
+    bundle: &Source,
+    trust: &mut Trust,
+    only: Option<&ReleaseId>,
+) -> Result<Vec<Slot>, Failure> {
+    let refuse = |text: String| Failure::new(Code::FetchRefused, text);
+    let list = bundle.small("bundle.json", MAX_BUNDLE).await?;
+    let list = list.ok_or_else(|| refuse(format!("{bundle} has no bundle.json; make it with farlight release export")))?;
+    let list: Bundle =
+        serde_json::from_slice(&list).map_err(|error| refuse(format!("bundle.json of {bundle}: {error}")))?;
+    let releases: Vec<ReleaseId> =
+        list.releases.into_iter().filter(|release| only.is_none_or(|only| only == release)).collect();
+    if releases.is_empty() || releases.len() > assignment::MAX_MODELS {
+        return Err(refuse(format!("{bundle} holds no release that was asked for")));
+    }
+    repository.look_again(trust, clock::now()).await?;
+    releases.iter().map(|release| slot_of(&trust.client, release)).collect()
 }
 
 fn compatible(
-    manifest: &Manifest,
-    labels: &std::collections::BTreeMap<String, String>,
+    release: &ReleaseId,
+    requires: &Requires,
+    labels: &BTreeMap<String, String>,
 ) -> Result<(), Failure> {
     let refuse = |text: String| Err(Failure::new(Code::Incompatible, text));
-    let requires = &manifest.requires;
     let version = semver::Version::parse(env!("CARGO_PKG_VERSION"));
     if let (Some(wanted), Ok(version)) = (&requires.agent, version)
         && !wanted.matches(&version)
     {
-        return refuse(format!("{} needs agent {wanted}, this is {version}", manifest.release));
+        return refuse(format!("{release} needs agent {wanted}, this is {version}"));
     }
     let arch = std::env::consts::ARCH;
     if !requires.architectures.is_empty() && !requires.architectures.iter().any(|a| a == arch) {
-        return refuse(format!(
-            "{} needs one of {:?}, this is {arch}",
-            manifest.release, requires.architectures
-        ));
+        return refuse(format!("{release} needs one of {:?}, this is {arch}", requires.architectures));
     }
     for (key, value) in &requires.labels {
         if labels.get(key) != Some(value) {
-            return refuse(format!("{} needs the label {key}={value}", manifest.release));
+            return refuse(format!("{release} needs the label {key}={value}"));
         }
     }
     Ok(())
@@ -249,13 +383,13 @@ async fn admit(
     trust: &Mutex<Trust>,
     device: &DeviceId,
     bytes: &[u8],
-) -> Result<Verified<Assignment>, Failure> {
+) -> Result<(Verified<Assignment>, Vec<Slot>), Failure> {
     let mut trust = trust.lock().await;
     let first = check(&trust, device, bytes);
-    let assignment = match first {
-        Ok(assignment) => assignment,
+    let (assignment, slots) = match first {
+        Ok(checked) => checked,
         // A new key or a new release: look once, then judge.
-        Err(failure) if is_stale(&failure) => {
+        Err(failure) if is_stale(failure.code) => {
             repository.refresh(&mut trust, clock::now()).await?;
             check(&trust, device, bytes)?
         }
@@ -265,18 +399,22 @@ async fn admit(
         let kept = trust.keep_assignment(bytes, assignment.last());
         kept.map_err(|error| Failure::new(Code::StorageFailed, error.to_string()))?;
     }
-    Ok(assignment)
+    Ok((assignment, slots))
 }
 
-fn is_stale(failure: &Failure) -> bool {
-    ["assignment.signature", "tuf.incomplete", "tuf.unknown_target"].contains(&failure.code.as_str())
+fn is_stale(code: Code) -> bool {
+    matches!(code, Code::AssignmentSignature | Code::TufIncomplete | Code::TufUnknownTarget)
 }
 
-fn check(trust: &Trust, device: &DeviceId, bytes: &[u8]) -> Result<Verified<Assignment>, Failure> {
-    let coded = |code: &'static str, text: String| Failure { code: code.to_owned(), message: text };
+fn check(
+    trust: &Trust,
+    device: &DeviceId,
+    bytes: &[u8],
+) -> Result<(Verified<Assignment>, Vec<Slot>), Failure> {
     let keys = trust.assignment_keys().unwrap_or_default();
     let assignment = assignment::verify(bytes, &keys, device, clock::now(), trust.last_assignment())
         .map_err(|e| coded(e.code(), e.to_string()))?;
-    assignment.check_releases(&trust.client).map_err(|e| coded(e.code(), e.to_string()))?;
-    Ok(assignment)
+    let slots = assignment.models.iter().map(|model| slot_of(&trust.client, &model.release));
+    let slots = slots.collect::<Result<_, _>>()?;
+    Ok((assignment, slots))
 }

@@ -1,15 +1,21 @@
-//! Probation: is the new release at least not worse than the one before, on this device's own traffic?
+//! Probation: is this release worse than the one before, on this device's own traffic?
 //!
-//! Every failing verdict takes the lower (Wilson) bound of the bad share at z = 3, a one-sided error of
-//! 0.13 % for one look. Looks repeat with every window, so the chance of a false alarm over a probation
-//! is higher, bounded by looks × 0.13 %; what it costs is one unneeded rollback.
+//! Each concern is a share of bad answers that must not exceed what is allowed. It is tested sequentially,
+//! with a look at every window: the release fails when the mixture likelihood ratio of "more than allowed"
+//! against "as allowed" reaches 1/[`ALPHA`]. The ratio is a non-negative supermartingale under every share
+//! that is allowed, so by Ville's inequality (Ville 1939; Ramdas et al., "Game-theoretic statistics and safe
+//! anytime-valid inference", 2023) the chance that a release which keeps to what is allowed ever fails one
+//! concern is at most [`ALPHA`], however often it is looked at and however long probation lasts.
 
+use farlight_wire::codes::Code;
 use farlight_wire::{Counts, Millis, Sketch};
 use serde::{Deserialize, Serialize};
+use statrs::function::beta::{beta_reg, ln_beta};
 
-use crate::codes::Code;
-
-/// z of the bounds.
+/// Chance that a release which keeps to one concern's allowance fails it: over all looks of a probation.
+/// There are five concerns, so a good release is taken back at most once in 200.
+pub const ALPHA: f64 = 0.001;
+/// z of the Wilson bound on what the previous release did.
 const Z: f64 = 3.0;
 /// A share of failing or non-finite answers that is tolerated whatever the previous release did.
 const TOLERATED_BAD: f64 = 0.01;
@@ -22,10 +28,12 @@ const ABSTAIN_MARGIN: f64 = 0.2;
 const LATENCY_FACTOR: f64 = 3.0;
 /// And must be above this many µs to count: small absolute times are noise on a busy gateway.
 const LATENCY_FLOOR_US: f64 = 20_000.0;
-/// Requests before latency is judged.
+/// Share of answers above a 95th percentile.
+const ABOVE_P95: f64 = 0.05;
+/// Requests of the previous release before latency is compared with it.
 const LATENCY_MIN: u64 = 100;
 /// After so many times its planned duration a probation without enough traffic ends.
-const EXTENSIONS: u64 = 20;
+pub const EXTENSIONS: u64 = 20;
 
 /// What a release did on this device.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -64,7 +72,7 @@ impl Health {
     }
 }
 
-/// What a rollout asks of a probation.
+/// How long a release is tried, at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
     /// Shortest duration.
@@ -87,23 +95,25 @@ pub enum Verdict {
 /// Judges a candidate after `elapsed` on probation against what the previous release did here (empty when
 /// there was none). A share that looks bad without being proven bad yet holds the verdict open.
 pub fn judge(candidate: &Health, previous: &Health, policy: Policy, elapsed: Millis) -> Verdict {
-    let n = candidate.requests();
+    let inconclusive = Code::ProbationInconclusive;
+    weigh(&concerns(candidate, previous), candidate.requests(), policy, inconclusive, elapsed)
+}
+
+/// What the concerns add up to after `n` requests and `elapsed`: any that is proven fails; one that looks
+/// bad, and too little traffic, extend the trial up to [`EXTENSIONS`] times and never pass.
+pub(crate) fn weigh(
+    concerns: &[Concern],
+    n: u64,
+    policy: Policy,
+    inconclusive: Code,
+    elapsed: Millis,
+) -> Verdict {
     let mut suspicious = None;
-    for concern in concerns(candidate, previous) {
-        if lower_bound(concern.bad, concern.of) > concern.allowed {
-            return Verdict::Fail(concern.code, concern.text());
-        }
-        if share(concern.bad, concern.of) > concern.allowed {
-            suspicious = Some(concern.text());
-        }
-    }
-    if let (Some(now), Some(before)) =
-        (candidate.latency_us.quantile(0.95), previous.latency_us.quantile(0.95))
-    {
-        let enough = n >= LATENCY_MIN && previous.requests() >= LATENCY_MIN;
-        if enough && now > LATENCY_FLOOR_US && now > LATENCY_FACTOR * before {
-            let text = format!("95th percentile of {now:.0} µs, {before:.0} µs before");
-            return Verdict::Fail(Code::ProbationLatency, text);
+    for concern in concerns {
+        match concern.finding() {
+            Finding::Proven => return Verdict::Fail(concern.code, concern.text()),
+            Finding::Suspicious => suspicious = Some(concern.text()),
+            Finding::Fine => {}
         }
     }
     if elapsed < policy.duration {
@@ -116,22 +126,43 @@ pub fn judge(candidate: &Health, previous: &Health, policy: Policy, elapsed: Mil
         let text = suspicious.unwrap_or_else(|| {
             format!("{n} requests in {} s; {} are asked for", elapsed.0 / 1000, policy.min_requests)
         });
-        return Verdict::Fail(Code::ProbationInconclusive, text);
+        return Verdict::Fail(inconclusive, text);
     }
     Verdict::Wait
 }
 
+/// What the counts say of one concern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// More than allowed, at the stated error rate.
+    Proven,
+    /// More than allowed so far, and too few to be sure.
+    Suspicious,
+    /// Within what is allowed.
+    Fine,
+}
+
 /// A share that must not be above what is allowed.
-struct Concern {
-    code: Code,
-    what: &'static str,
-    bad: u64,
-    of: u64,
-    allowed: f64,
+pub(crate) struct Concern {
+    pub(crate) code: Code,
+    pub(crate) what: &'static str,
+    pub(crate) bad: u64,
+    pub(crate) of: u64,
+    pub(crate) allowed: f64,
 }
 
 impl Concern {
-    fn text(&self) -> String {
+    pub(crate) fn finding(&self) -> Finding {
+        if evidence(self.bad, self.of, self.allowed) >= -f64::ln(ALPHA) {
+            Finding::Proven
+        } else if share(self.bad, self.of) > self.allowed {
+            Finding::Suspicious
+        } else {
+            Finding::Fine
+        }
+    }
+
+    pub(crate) fn text(&self) -> String {
         format!(
             "{} of {} {}; at most {:.1} % are allowed",
             self.bad,
@@ -175,32 +206,42 @@ fn concerns(candidate: &Health, previous: &Health) -> Vec<Concern> {
         let what = "answers are the same class, and the previous release spread them";
         concerns.push(Concern { code: Code::ProbationDegenerate, what, bad, of, allowed: DEGENERATE_SHARE });
     }
+    // A 95th percentile above a limit means that more than one in twenty answers is slower than the limit.
+    if let (Some(p95), true) = (previous.latency_us.quantile(0.95), before >= LATENCY_MIN) {
+        let slow = candidate.latency_us.count_above((LATENCY_FACTOR * p95).max(LATENCY_FLOOR_US));
+        let what = "answers took over three times the previous 95th percentile";
+        let of = candidate.latency_us.count();
+        concerns.push(Concern { code: Code::ProbationLatency, what, bad: slow, of, allowed: ABOVE_P95 });
+    }
     concerns
+}
+
+/// Logarithm of the mixture likelihood ratio that the share of `bad` among `of` is above `allowed`, the
+/// mixture being uniform over (`allowed`, 1): ∫ q^k (1−q)^(n−k) dq / (1 − a) / (a^k (1−a)^(n−k)).
+fn evidence(bad: u64, of: u64, allowed: f64) -> f64 {
+    if of == 0 || !(allowed > 0.0 && allowed < 1.0) {
+        return f64::NEG_INFINITY;
+    }
+    let (k, n) = (bad.min(of) as f64, of as f64);
+    let above = 1.0_f64 - beta_reg(k + 1.0, n - k + 1.0, allowed);
+    let alternative = ln_beta(k + 1.0, n - k + 1.0) + above.ln() - (-allowed).ln_1p();
+    alternative - k * allowed.ln() - (n - k) * (-allowed).ln_1p()
 }
 
 fn share(bad: u64, of: u64) -> f64 {
     if of == 0 { 0.0 } else { bad as f64 / of as f64 }
 }
 
-/// Wilson score bounds (Wilson 1927) of a binomial share.
-fn wilson(bad: u64, n: u64) -> (f64, f64) {
+/// Upper Wilson score bound (Wilson 1927) of a binomial share.
+fn upper_bound(bad: u64, n: u64) -> f64 {
     if n == 0 {
-        return (0.0, 1.0);
+        return 1.0;
     }
     let (bad, n) = (bad.min(n) as f64, n as f64);
     let p = bad / n;
     let centre = p + Z * Z / (2.0 * n);
     let spread = Z * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-    let scale = 1.0 + Z * Z / n;
-    (((centre - spread) / scale).max(0.0), ((centre + spread) / scale).min(1.0))
-}
-
-fn lower_bound(bad: u64, n: u64) -> f64 {
-    wilson(bad, n).0
-}
-
-fn upper_bound(bad: u64, n: u64) -> f64 {
-    wilson(bad, n).1
+    ((centre + spread) / (1.0 + Z * Z / n)).min(1.0)
 }
 
 #[cfg(test)]
@@ -277,5 +318,44 @@ mod tests {
     fn a_few_bad_answers_do_not_fail_it() {
         let one = Health { failed: 1, ..healthy(400) };
         assert_eq!(judge(&one, &healthy(1_000), POLICY, Millis(10_000)), Verdict::Pass);
+    }
+
+    /// Runs 400 good releases through 200 looks each: the share that ever fails keeps to the stated rate,
+    /// where a fixed bound looked at as often would not.
+    #[test]
+    fn looking_often_does_not_raise_the_error_rate() {
+        let (mut failed, mut naive, mut state) = (0, 0, 0x9e37_79b9_7f4a_7c15_u64);
+        for _ in 0..400 {
+            let (mut bad, mut of, mut crossed, mut proven) = (0, 0, false, false);
+            for _ in 0..200 {
+                for _ in 0..10 {
+                    // xorshift64 (Marsaglia 2003): the share of failures is exactly what is allowed.
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    bad += u64::from(state % 100 == 0);
+                    of += 1;
+                }
+                let concern =
+                    Concern { code: Code::ProbationErrors, what: "failed", bad, of, allowed: TOLERATED_BAD };
+                proven |= concern.finding() == Finding::Proven;
+                // A one-sided z test at 1 %, looked at each time.
+                let p = share(bad, of);
+                crossed |= of >= 100 && (p - 0.01) / (0.01 * 0.99 / of as f64).sqrt() > 2.33;
+            }
+            failed += u64::from(proven);
+            naive += u64::from(crossed);
+        }
+        assert!(failed <= 3, "{failed} of 400 good releases failed; 0.4 are expected at most");
+        assert!(naive > 20, "the comparison shows nothing: {naive}");
+    }
+
+    #[test]
+    fn evidence_is_finite_or_none_for_any_counts() {
+        for (bad, of, allowed) in [(0, 0, 0.1), (5, 3, 0.1), (0, 10, 0.0), (10, 10, 1.0), (1 << 40, 1 << 41, 0.9)] {
+            assert!(!evidence(bad, of, allowed).is_nan(), "{bad} {of} {allowed}");
+        }
+        assert!(evidence(50, 100, 0.01) > 100.0);
+        assert!(evidence(1, 1_000, 0.01) < 0.0);
     }
 }

@@ -2,10 +2,11 @@
 //! to keep, what to evict. The agent performs the effects and hands results back as events.
 
 pub mod backoff;
-pub mod codes;
 pub mod health;
 pub mod pointer;
 pub mod retention;
 pub mod sampling;
+pub mod schedule;
+pub mod shadow;
 pub mod update;
 pub mod window;

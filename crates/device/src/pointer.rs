@@ -26,12 +26,27 @@ pub struct Pointer {
     pub sequence: u64,
     /// What runs; `None` before the first release and after the first one failed.
     pub active: Option<Slot>,
-    /// The last confirmed release, kept while `active` is on probation.
+    /// The last release that was confirmed before `active`. It stays on disk also after `active` was
+    /// confirmed: going back to it needs no network.
     pub previous: Option<Slot>,
     /// Starts left for `active` while on probation; `None` once confirmed.
     pub trials: Option<u8>,
-    /// The assignment that brought `active`.
+    /// The newest assignment known when `active` was activated.
     pub assignment: u64,
+    /// Who asked for `active`.
+    #[serde(default)]
+    pub origin: Origin,
+}
+
+/// Who asked for what runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// An assignment of the cloud.
+    #[default]
+    Cloud,
+    /// A person at the device, from a bundle: it stays until a newer assignment.
+    Local,
 }
 
 /// Why bytes are no pointer.
@@ -84,15 +99,23 @@ impl Pointer {
     }
 
     /// The pointer that makes `slot` active on probation.
-    pub fn activate(&self, slot: Slot, assignment: u64) -> Self {
-        // A candidate that never was confirmed is not something to go back to.
+    pub fn activate(&self, slot: Slot, assignment: u64, origin: Origin) -> Self {
+        // A candidate that never was confirmed is not something to go back to, nor is the slot itself.
         let previous = if self.trials.is_some() { self.previous.clone() } else { self.active.clone() };
-        Self { sequence: self.sequence + 1, active: Some(slot), previous, trials: Some(TRIALS), assignment }
+        let previous = previous.filter(|previous| *previous != slot);
+        Self {
+            sequence: self.sequence + 1,
+            active: Some(slot),
+            previous,
+            trials: Some(TRIALS),
+            assignment,
+            origin,
+        }
     }
 
     /// The pointer after a passed probation.
     pub fn confirm(&self) -> Self {
-        Self { sequence: self.sequence + 1, previous: None, trials: None, ..self.clone() }
+        Self { sequence: self.sequence + 1, trials: None, ..self.clone() }
     }
 
     /// The pointer after going back to the last confirmed release.
@@ -103,6 +126,7 @@ impl Pointer {
             previous: None,
             trials: None,
             assignment: self.assignment,
+            origin: Origin::Cloud,
         }
     }
 
@@ -131,8 +155,8 @@ mod tests {
 
     #[test]
     fn a_crash_loop_ends_on_the_previous_release() {
-        let confirmed = Pointer::default().activate(slot("1.0.0"), 1).confirm();
-        let mut pointer = confirmed.activate(slot("2.0.0"), 2);
+        let confirmed = Pointer::default().activate(slot("1.0.0"), 1, Origin::Cloud).confirm();
+        let mut pointer = confirmed.activate(slot("2.0.0"), 2, Origin::Cloud);
         for _ in 0..TRIALS {
             let Boot::Run { write: Some(next) } = pointer.boot() else { panic!("{pointer:?}") };
             assert!(next.sequence > pointer.sequence);
@@ -144,16 +168,27 @@ mod tests {
 
     #[test]
     fn an_unconfirmed_release_is_never_gone_back_to() {
-        let pointer = Pointer::default().activate(slot("1.0.0"), 1).confirm();
-        let pointer = pointer.activate(slot("2.0.0"), 2).activate(slot("3.0.0"), 3);
+        let pointer = Pointer::default().activate(slot("1.0.0"), 1, Origin::Cloud).confirm();
+        let pointer = pointer.activate(slot("2.0.0"), 2, Origin::Cloud).activate(slot("3.0.0"), 3, Origin::Cloud);
         assert_eq!(pointer.revert().active, Some(slot("1.0.0")));
-        assert_eq!(Pointer::default().activate(slot("1.0.0"), 1).revert().active, None);
+        assert_eq!(Pointer::default().activate(slot("1.0.0"), 1, Origin::Cloud).revert().active, None);
+    }
+
+    #[test]
+    fn a_confirmed_release_that_goes_bad_leaves_the_one_before() {
+        let pointer = Pointer::default().activate(slot("1.0.0"), 1, Origin::Cloud).confirm();
+        let pointer = pointer.activate(slot("2.0.0"), 2, Origin::Cloud).confirm();
+        assert_eq!(pointer.boot(), Boot::Run { write: None });
+        assert_eq!(pointer.revert().active, Some(slot("1.0.0")));
+        assert_eq!(pointer.revert().revert().active, None, "there is nothing before that");
+        assert_eq!(pointer.activate(slot("1.0.0"), 3, Origin::Cloud).previous, Some(slot("2.0.0")));
+        assert_eq!(pointer.activate(slot("2.0.0"), 3, Origin::Cloud).previous, None);
     }
 
     proptest! {
         #[test]
         fn torn_files_are_refused(cut in 0_usize..300, flip in 0_usize..300) {
-            let bytes = Pointer::default().activate(slot("1.0.0"), 1).encode();
+            let bytes = Pointer::default().activate(slot("1.0.0"), 1, Origin::Cloud).encode();
             prop_assert!(Pointer::decode(&bytes).is_ok());
             prop_assert!(Pointer::decode(&bytes[..cut.min(bytes.len() - 1)]).is_err());
             let mut flipped = bytes.clone();

@@ -89,6 +89,11 @@ impl Sampler {
         }
     }
 
+    /// Changes what is asked for; what was spent today stays spent.
+    pub fn set_policy(&mut self, policy: Policy) {
+        self.policy = policy;
+    }
+
     /// Decides on one input; `random` is uniform in 0 to 1.
     pub fn decide(&mut self, candidate: &Candidate, random: f64, now: Millis) -> Option<Keep> {
         self.turn_day(now);

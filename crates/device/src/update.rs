@@ -1,41 +1,66 @@
-//! The update machine of one model: the only place where update decisions are made.
+//! The update machine of one model (or of the runtime configuration): the only place where update decisions
+//! are made.
 //!
-//! `Idle → Fetching → Verifying → SelfTest → Activating → Probation → (confirmed) Idle`, and from
-//! Activating on `→ RollingBack → Idle`. Each state carries its job, each job has a deadline, each end is
-//! reported, and only `Confirmed` is success. The shell performs the effects in order and answers each
+//! `Idle → Fetching → Verifying → SelfTest → Shadow? → Staged? → Activating → Probation → (confirmed) Idle`,
+//! and from Activating on `→ RollingBack → Idle`. Each state carries its job, each phase has a deadline, each
+//! end is reported, and only `Confirmed` is success. The shell performs the effects in order and answers each
 //! step's effect with one event; it makes the pointer durable before it reports that a step is done.
 
 use std::collections::BTreeMap;
 
+use farlight_wire::codes::Code;
 use farlight_wire::report::{ErrorReport, UpdateReport, UpdateState};
-use farlight_wire::{Millis, ModelName, ReleaseId, RolloutId};
+use farlight_wire::{Millis, ModelName, RolloutId};
 
-use crate::codes::Code;
-use crate::health::{Health, Policy, Verdict, judge};
+use crate::health::{self, Health, Policy, Verdict};
+use crate::pointer::Slot;
+use crate::schedule::Hold;
+use crate::shadow::{self, Shadowed};
 
 /// Self-tests of one release for one rollout that may begin without coming to an end: a release that
 /// brings the whole device down is not tried for ever.
 pub const MAX_ATTEMPTS: u32 = 3;
-/// Longest time from assignment to activation.
-pub const JOB_DEADLINE: Millis = Millis::from_secs(24 * 60 * 60);
+/// Longest time to fetch a release: a slow link gets a day.
+pub const FETCH_DEADLINE: Millis = Millis::from_secs(24 * 60 * 60);
+/// Longest time to hash or to test what was fetched: the shell's own limits are shorter.
+pub const TEST_DEADLINE: Millis = Millis::from_secs(60 * 60);
+/// Longest wait for a window, a lock or a pause to end.
+pub const STAGED_DEADLINE: Millis = Millis::from_secs(7 * 24 * 60 * 60);
+/// Longest time to load and swap, forwards or back.
+pub const SWAP_DEADLINE: Millis = Millis::from_secs(10 * 60);
+/// Most releases remembered as bad; beyond it the oldest is forgotten, and may be tried once more.
+pub const MAX_BAD: usize = 1_000;
 
 /// What an assignment asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Want {
-    /// The release.
-    pub release: ReleaseId,
+    /// The release, and the digest that the signed metadata gives its manifest.
+    pub slot: Slot,
     /// The rollout that asks.
     pub rollout: Option<RolloutId>,
     /// Sequence number of the assignment.
     pub assignment: u64,
-    /// How to watch it.
+    /// How to watch it after activation.
     pub policy: Policy,
+    /// How to watch it before activation, if at all.
+    pub shadow: Option<shadow::Policy>,
+    /// What to do when it failed here before.
+    pub known_bad: KnownBad,
+}
+
+/// What to do with a release that failed here before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KnownBad {
+    /// Refuse it.
+    Refuse,
+    /// An operator insists: try it once more for this rollout.
+    TryAgain,
 }
 
 impl Want {
     /// Whether both ask for the same release for the same rollout.
     fn is_same_as(&self, other: &Self) -> bool {
-        self.release == other.release && self.rollout == other.rollout
+        self.slot == other.slot && self.rollout == other.rollout
     }
 }
 
@@ -46,23 +71,42 @@ pub struct Job {
     pub want: Want,
     /// When it began, Unix time.
     pub began: Millis,
+    /// When its present phase began, Unix time.
+    pub since: Millis,
 }
 
 /// Why something failed: a code and a text for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// Stable code.
-    pub code: String,
+    /// From the closed list.
+    pub code: Code,
     /// What was tried, on what, and what went wrong.
     pub message: String,
 }
 
 impl Failure {
-    /// A failure with one of the agent's own codes.
+    /// A failure.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code: code.as_str().to_owned(), message: message.into() }
+        Self { code, message: message.into() }
+    }
+
+    /// As it is reported.
+    pub fn report(self) -> ErrorReport {
+        ErrorReport { code: self.code.as_str().to_owned(), message: self.message }
     }
 }
+
+/// A release that failed here: by its manifest's digest it is not tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bad {
+    /// The rollout it failed for.
+    pub rollout: Option<RolloutId>,
+    /// Why.
+    pub code: String,
+}
+
+/// Releases that failed here, by the digest of their manifest.
+pub type BadList = BTreeMap<String, Bad>;
 
 /// Where the update stands.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,14 +119,23 @@ pub enum State {
     Verifying(Job),
     /// Golden vectors are being run.
     SelfTest(Job),
+    /// It sees live inputs and decides nothing.
+    Shadow {
+        /// The job.
+        job: Job,
+        /// How it is watched.
+        policy: shadow::Policy,
+        /// What it did so far.
+        shadowed: Box<Shadowed>,
+    },
+    /// It is ready and waits: for a window, the application's lock, the end of a pause.
+    Staged(Job),
     /// The pointer is being written and the model swapped.
     Activating(Job),
     /// It runs and is watched.
     Probation {
         /// The job.
         job: Job,
-        /// When probation began, on the shell's monotonic-or-later clock.
-        since: Millis,
         /// What the candidate did so far.
         candidate: Box<Health>,
         /// What the previous release did before.
@@ -105,10 +158,42 @@ impl State {
             Self::Fetching(job)
             | Self::Verifying(job)
             | Self::SelfTest(job)
+            | Self::Shadow { job, .. }
+            | Self::Staged(job)
             | Self::Activating(job)
             | Self::Probation { job, .. }
             | Self::RollingBack { job, .. } => Some(job),
         }
+    }
+
+    /// The name of the state as reported; `None` when idle.
+    pub fn phase(&self) -> Option<UpdateState> {
+        Some(match self {
+            Self::Idle => return None,
+            Self::Fetching(_) => UpdateState::Fetching,
+            Self::Verifying(_) => UpdateState::Verifying,
+            Self::SelfTest(_) => UpdateState::SelfTest,
+            Self::Shadow { .. } => UpdateState::Shadow,
+            Self::Staged(_) => UpdateState::Staged,
+            Self::Activating(_) => UpdateState::Activating,
+            Self::Probation { .. } => UpdateState::Probation,
+            Self::RollingBack { .. } => UpdateState::RollingBack,
+        })
+    }
+
+    /// How long the phase may take; shadow and probation are ended by their own verdict.
+    fn deadline(&self) -> Option<Millis> {
+        match self {
+            Self::Idle | Self::Shadow { .. } | Self::Probation { .. } => None,
+            Self::Fetching(_) => Some(FETCH_DEADLINE),
+            Self::Verifying(_) | Self::SelfTest(_) => Some(TEST_DEADLINE),
+            Self::Staged(_) => Some(STAGED_DEADLINE),
+            Self::Activating(_) | Self::RollingBack { .. } => Some(SWAP_DEADLINE),
+        }
+    }
+
+    fn is_overdue(&self, now: Millis) -> bool {
+        self.job().zip(self.deadline()).is_some_and(|(job, deadline)| now.since(job.since) > deadline)
     }
 }
 
@@ -130,6 +215,10 @@ pub enum Event {
     Verified,
     /// Golden vectors passed.
     SelfTested,
+    /// The candidate did this in the shadow since the last time.
+    Shadowed(Box<Shadowed>),
+    /// Whether an activation has to wait, and why.
+    Hold(Option<Hold>),
     /// The pointer is durable and the model swapped in. Carries what the previous release did.
     Activated {
         /// The previous release's health on this device.
@@ -138,7 +227,7 @@ pub enum Event {
     /// The running release did this since the last window.
     Observed {
         /// The release observed.
-        release: ReleaseId,
+        slot: Slot,
         /// Its counters in the window.
         health: Box<Health>,
     },
@@ -154,25 +243,27 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Fetch manifest and blobs; answer `Fetched` or `Failed`.
-    Fetch(ReleaseId),
+    Fetch(Slot),
     /// Hash what is on disk; answer `Verified` or `Failed`.
-    Verify(ReleaseId),
+    Verify(Slot),
     /// Raise the attempt counter durably, then run the self-test; answer `SelfTested` or `Failed`.
     SelfTest(Want),
+    /// Load it and let it see a share of the live inputs; tell what it does by `Shadowed`, or `Failed`.
+    Shadow(Slot, shadow::Policy),
     /// Write the pointer with trials, swap the model; answer `Activated` or `Failed`.
     Activate(Want),
     /// Write the pointer without trials.
-    Confirm(ReleaseId),
+    Confirm(Slot),
     /// Write the pointer back, swap the model back; answer `RolledBack`.
-    RollBack(ReleaseId),
+    RollBack(Slot),
     /// Write the pointer without any release and take the model out.
-    Remove(ReleaseId),
-    /// Stop the step that runs; its answer is dropped.
+    Remove(Slot),
+    /// Stop the step that runs, the shadow too; its answer is dropped.
     Cancel,
     /// Delete what no pointer and no job names.
     Collect,
-    /// Never try this release again for this rollout; durable.
-    RememberBad(ReleaseId, Option<RolloutId>),
+    /// Never try this release again unless an operator insists; durable.
+    RememberBad(Slot, Bad),
     /// Report durably.
     Report(UpdateReport),
 }
@@ -189,41 +280,38 @@ enum Next {
 pub struct Machine {
     model: ModelName,
     /// What runs: confirmed, or on probation.
-    running: Option<ReleaseId>,
+    running: Option<Slot>,
     /// The last confirmed release while another is on probation.
-    previous: Option<ReleaseId>,
+    previous: Option<Slot>,
     state: State,
     next: Option<Next>,
-    bad: BTreeMap<ReleaseId, Option<RolloutId>>,
+    hold: Option<Hold>,
+    bad: BadList,
 }
 
 impl Machine {
     /// A machine for a model of which `running` is confirmed (if anything).
-    pub fn idle(
-        model: ModelName,
-        running: Option<ReleaseId>,
-        bad: BTreeMap<ReleaseId, Option<RolloutId>>,
-    ) -> Self {
-        Self { model, running, previous: None, state: State::Idle, next: None, bad }
+    pub fn idle(model: ModelName, running: Option<Slot>, bad: BadList) -> Self {
+        Self { model, running, previous: None, state: State::Idle, next: None, hold: None, bad }
     }
 
     /// A machine that starts in the middle of a probation, after a restart. `baseline` is what the
     /// previous release did here before.
     pub fn on_probation(
         want: Want,
-        previous: Option<ReleaseId>,
+        previous: Option<Slot>,
         baseline: Health,
-        bad: BTreeMap<ReleaseId, Option<RolloutId>>,
+        bad: BadList,
         now: Millis,
     ) -> Self {
-        let running = Some(want.release.clone());
+        let running = Some(want.slot.clone());
+        let model = want.slot.release.model.clone();
         let state = State::Probation {
-            job: Job { want: want.clone(), began: now },
-            since: now,
+            job: Job { want, began: now, since: now },
             candidate: Box::default(),
             previous: Box::new(baseline),
         };
-        Self { model: want.release.model, running, previous, state, next: None, bad }
+        Self { model, running, previous, state, next: None, hold: None, bad }
     }
 
     /// Where it stands.
@@ -232,21 +320,13 @@ impl Machine {
     }
 
     /// What runs.
-    pub fn running(&self) -> Option<&ReleaseId> {
+    pub fn running(&self) -> Option<&Slot> {
         self.running.as_ref()
     }
 
-    /// The name of the state as reported; `None` when idle.
-    pub fn phase(&self) -> Option<UpdateState> {
-        match &self.state {
-            State::Idle => None,
-            State::Fetching(_) => Some(UpdateState::Fetching),
-            State::Verifying(_) => Some(UpdateState::Verifying),
-            State::SelfTest(_) => Some(UpdateState::SelfTest),
-            State::Activating(_) => Some(UpdateState::Activating),
-            State::Probation { .. } => Some(UpdateState::Probation),
-            State::RollingBack { .. } => Some(UpdateState::RollingBack),
-        }
+    /// What an activation waits for, if anything.
+    pub fn hold(&self) -> Option<&Hold> {
+        self.hold.as_ref()
     }
 
     /// Takes one event and says what to do. An event that does not apply in the current state (a late
@@ -271,43 +351,59 @@ impl Machine {
         match (state, event) {
             (state, Event::Assigned { want, attempts }) => self.assigned(state, want, attempts, now, effects),
             (state, Event::Withdrawn) => self.withdrawn(state, now, effects),
+            (state, Event::Tick) if state.is_overdue(now) => self.overdue(state, now, effects),
+            (state, Event::Hold(hold)) => {
+                self.hold = hold;
+                match state {
+                    State::Staged(job) => self.go(job, now, effects),
+                    other => other,
+                }
+            }
 
             (State::Fetching(job), Event::Fetched) => {
-                effects.push(self.report(&job, UpdateState::Verifying, None, now));
-                effects.push(Effect::Verify(job.want.release.clone()));
+                let job = self.enter(job, UpdateState::Verifying, now, effects);
+                effects.push(Effect::Verify(job.want.slot.clone()));
                 State::Verifying(job)
             }
             (State::Verifying(job), Event::Verified) => {
-                effects.push(self.report(&job, UpdateState::SelfTest, None, now));
+                let job = self.enter(job, UpdateState::SelfTest, now, effects);
                 effects.push(Effect::SelfTest(job.want.clone()));
                 State::SelfTest(job)
             }
-            (State::SelfTest(job), Event::SelfTested) => {
-                effects.push(self.report(&job, UpdateState::Activating, None, now));
-                effects.push(Effect::Activate(job.want.clone()));
-                State::Activating(job)
+            (State::SelfTest(job), Event::SelfTested) => match job.want.shadow {
+                // Without a running release there is nothing to compare with.
+                Some(policy) if self.running.is_some() => {
+                    let job = self.enter(job, UpdateState::Shadow, now, effects);
+                    effects.push(Effect::Shadow(job.want.slot.clone(), policy));
+                    State::Shadow { job, policy, shadowed: Box::default() }
+                }
+                _ => self.stage(job, now, effects),
+            },
+            (State::Shadow { job, policy, mut shadowed }, Event::Shadowed(more)) => {
+                shadowed.merge(&more);
+                self.watch_shadow(job, policy, shadowed, now, effects)
+            }
+            (State::Shadow { job, policy, shadowed }, Event::Tick) => {
+                self.watch_shadow(job, policy, shadowed, now, effects)
             }
             (State::Activating(job), Event::Activated { previous }) => {
-                self.previous = self.running.replace(job.want.release.clone());
-                effects.push(self.report(&job, UpdateState::Probation, None, now));
+                self.previous = self.running.replace(job.want.slot.clone());
+                let job = self.enter(job, UpdateState::Probation, now, effects);
                 if self.next.is_some() {
                     // Something else was asked for meanwhile: it does not wait for a whole probation.
                     let failure = Failure::new(Code::Superseded, "something else is wanted instead");
                     return self.roll_back(job, failure, now, effects);
                 }
-                State::Probation { job, since: now, candidate: Box::default(), previous }
+                State::Probation { job, candidate: Box::default(), previous }
             }
-            (
-                State::Probation { job, since, mut candidate, previous },
-                Event::Observed { release, health },
-            ) => {
-                if release == job.want.release {
+            (State::Probation { job, mut candidate, previous }, Event::Observed { slot, health }) => {
+                if slot == job.want.slot {
                     candidate.merge(&health);
                 }
-                self.watch(job, since, candidate, previous, now, effects)
+                self.watch(job, candidate, previous, now, effects)
             }
-            (State::Probation { job, since, candidate, previous }, Event::Tick) => {
-                self.watch(job, since, candidate, previous, now, effects)
+            (State::Probation { job, candidate, previous }, Event::Tick) => {
+                self.watch(job, candidate, previous, now, effects)
             }
             (State::RollingBack { job, failure }, Event::RolledBack) => {
                 self.running = self.previous.take();
@@ -317,7 +413,12 @@ impl Machine {
                 State::Idle
             }
 
-            (State::Fetching(job) | State::Verifying(job) | State::SelfTest(job), Event::Failed(failure)) => {
+            (
+                State::Fetching(job) | State::Verifying(job) | State::SelfTest(job),
+                Event::Failed(failure),
+            ) => self.failed(&job, failure, now, effects),
+            (State::Shadow { job, .. }, Event::Failed(failure)) => {
+                effects.push(Effect::Cancel);
                 self.failed(&job, failure, now, effects)
             }
             (State::Activating(job), Event::Failed(failure)) => {
@@ -326,27 +427,25 @@ impl Machine {
                 self.roll_back(job, failure, now, effects)
             }
             (State::RollingBack { job, failure }, Event::Failed(_)) => {
-                // Going back must not give up: the shell waits between attempts.
-                effects.push(Effect::RollBack(job.want.release.clone()));
+                // Going back does not give up before its deadline: the shell waits between attempts.
+                effects.push(Effect::RollBack(job.want.slot.clone()));
                 State::RollingBack { job, failure }
             }
-            (State::Fetching(job), Event::Tick) if now.since(job.began) > JOB_DEADLINE => {
-                effects.push(Effect::Cancel);
-                let failure = Failure::new(Code::Deadline, "fetching did not end in time");
-                self.failed(&job, failure, now, effects)
-            }
 
-            // Answers of cancelled steps, windows and ticks outside probation: nothing changes.
-            (state @ State::Idle, Event::Tick | Event::Failed(_) | Event::Observed { .. })
-            | (
-                state @ (State::Fetching(_)
+            // Answers of cancelled steps, windows and ticks where they do not matter: nothing changes.
+            (
+                state @ (State::Idle
+                | State::Fetching(_)
                 | State::Verifying(_)
                 | State::SelfTest(_)
+                | State::Staged(_)
                 | State::Activating(_)
                 | State::RollingBack { .. }),
-                Event::Tick | Event::Observed { .. },
+                Event::Tick | Event::Observed { .. } | Event::Shadowed(_),
             )
-            | (state @ State::Probation { .. }, Event::Failed(_))
+            | (state @ State::Shadow { .. }, Event::Observed { .. })
+            | (state @ State::Probation { .. }, Event::Shadowed(_) | Event::Failed(_))
+            | (state @ (State::Idle | State::Staged(_)), Event::Failed(_))
             | (
                 state,
                 Event::Fetched
@@ -355,6 +454,37 @@ impl Machine {
                 | Event::Activated { .. }
                 | Event::RolledBack,
             ) => state,
+        }
+    }
+
+    /// A phase that does not end: before activation nothing changed; after it the device goes back.
+    fn overdue(&mut self, state: State, now: Millis, effects: &mut Vec<Effect>) -> State {
+        let late = |what: &str| Failure::new(Code::Deadline, format!("{what} did not end in time"));
+        match state {
+            State::Fetching(job) => self.give_up(job, late("fetching"), now, effects),
+            State::Verifying(job) => self.give_up(job, late("verifying"), now, effects),
+            State::SelfTest(job) => self.give_up(job, late("the self-test"), now, effects),
+            State::Staged(job) => {
+                let why = self.hold.as_ref().map_or_else(String::new, |hold| format!(": {hold}"));
+                self.give_up(job, late(&format!("waiting{why}")), now, effects)
+            }
+            State::Activating(job) => {
+                effects.push(Effect::Cancel);
+                self.previous = self.running.take();
+                self.roll_back(job, late("activation"), now, effects)
+            }
+            State::RollingBack { job, failure } => {
+                // The pointer names the previous release: the next start loads it.
+                effects.push(Effect::Cancel);
+                self.remember_bad(&job, &failure, effects);
+                self.running = None;
+                self.previous = None;
+                let text = format!("after {} ({}): the previous release did not come back", failure.code.as_str(), failure.message);
+                let failure = Failure::new(Code::RollBackStuck, text);
+                effects.push(self.report(&job, UpdateState::Failed, Some(failure), now));
+                State::Idle
+            }
+            state @ (State::Idle | State::Shadow { .. } | State::Probation { .. }) => state,
         }
     }
 
@@ -371,26 +501,33 @@ impl Machine {
                 self.next = None;
                 self.begin(want, attempts, now, effects)
             }
-            state @ (State::Fetching(_) | State::Verifying(_) | State::SelfTest(_))
+            state @ (State::Fetching(_)
+            | State::Verifying(_)
+            | State::SelfTest(_)
+            | State::Shadow { .. }
+            | State::Staged(_))
                 if state.job().is_some_and(|job| job.want.is_same_as(&want)) =>
             {
                 state
             }
-            State::Fetching(job) | State::Verifying(job) | State::SelfTest(job) => {
-                effects.push(Effect::Cancel);
-                let failure = Failure::new(Code::Superseded, format!("{} is wanted instead", want.release));
-                effects.push(self.report(&job, UpdateState::Failed, Some(failure), now));
-                self.begin(want, attempts, now, effects)
+            State::Fetching(job)
+            | State::Verifying(job)
+            | State::SelfTest(job)
+            | State::Shadow { job, .. }
+            | State::Staged(job) => {
+                let failure = instead(&want);
+                self.next = Some(Next::Install(want, attempts));
+                self.give_up(job, failure, now, effects)
             }
             State::Activating(job) => {
                 self.queue(&job, want, attempts);
                 State::Activating(job)
             }
-            State::Probation { job, since, candidate, previous } => {
-                if job.want.release == want.release {
-                    return State::Probation { job, since, candidate, previous };
+            State::Probation { job, candidate, previous } => {
+                if job.want.slot == want.slot {
+                    return State::Probation { job, candidate, previous };
                 }
-                let failure = Failure::new(Code::Superseded, format!("{} is wanted instead", want.release));
+                let failure = instead(&want);
                 self.next = Some(Next::Install(want, attempts));
                 self.roll_back(job, failure, now, effects)
             }
@@ -409,11 +546,13 @@ impl Machine {
                 self.remove(effects);
                 State::Idle
             }
-            State::Fetching(job) | State::Verifying(job) | State::SelfTest(job) => {
-                effects.push(Effect::Cancel);
-                let ended = self.failed(&job, no_longer(), now, effects);
+            State::Fetching(job)
+            | State::Verifying(job)
+            | State::SelfTest(job)
+            | State::Shadow { job, .. }
+            | State::Staged(job) => {
                 self.next = Some(Next::Remove);
-                ended
+                self.give_up(job, no_longer(), now, effects)
             }
             State::Probation { job, .. } => {
                 self.next = Some(Next::Remove);
@@ -427,8 +566,8 @@ impl Machine {
     }
 
     fn remove(&mut self, effects: &mut Vec<Effect>) {
-        if let Some(release) = self.running.take() {
-            effects.push(Effect::Remove(release));
+        if let Some(slot) = self.running.take() {
+            effects.push(Effect::Remove(slot));
             effects.push(Effect::Collect);
         }
     }
@@ -438,44 +577,84 @@ impl Machine {
     }
 
     fn begin(&mut self, want: Want, attempts: u32, now: Millis, effects: &mut Vec<Effect>) -> State {
-        let job = Job { want, began: now };
-        let release = &job.want.release;
-        if self.running.as_ref() == Some(release) {
+        let job = Job { want, began: now, since: now };
+        let (slot, rollout) = (&job.want.slot, &job.want.rollout);
+        if self.running.as_ref() == Some(slot) {
             effects.push(self.report(&job, UpdateState::Confirmed, None, now));
             return State::Idle;
         }
-        if self.bad.get(release).is_some_and(|rollout| *rollout == job.want.rollout) {
-            let failure = Failure::new(Code::KnownBad, format!("{release} failed here before"));
+        if let Some(bad) = self.bad.get(&slot.digest)
+            && (job.want.known_bad == KnownBad::Refuse || bad.rollout == *rollout)
+        {
+            let text = format!("{} failed here before: {}", slot.release, bad.code);
+            let failure = Failure::new(Code::KnownBad, text);
             effects.push(self.report(&job, UpdateState::Failed, Some(failure), now));
             return State::Idle;
         }
         if attempts >= MAX_ATTEMPTS {
-            let failure = Failure::new(
-                Code::TooManyAttempts,
-                format!("{attempts} self-tests of {release} did not end"),
-            );
-            return self.failed(&job, failure, now, effects);
+            let text = format!("{attempts} self-tests of {} did not end", slot.release);
+            return self.failed(&job, Failure::new(Code::TooManyAttempts, text), now, effects);
         }
         effects.push(self.report(&job, UpdateState::Fetching, None, now));
-        effects.push(Effect::Fetch(release.clone()));
+        effects.push(Effect::Fetch(job.want.slot.clone()));
         State::Fetching(job)
+    }
+
+    /// Moves a job to its next phase and says so.
+    fn enter(&self, job: Job, phase: UpdateState, now: Millis, effects: &mut Vec<Effect>) -> Job {
+        effects.push(self.report(&job, phase, None, now));
+        Job { since: now, ..job }
+    }
+
+    /// Ready to be activated: now, or once nothing holds it.
+    fn stage(&mut self, job: Job, now: Millis, effects: &mut Vec<Effect>) -> State {
+        if self.hold.is_some() {
+            return State::Staged(self.enter(job, UpdateState::Staged, now, effects));
+        }
+        self.go(job, now, effects)
+    }
+
+    fn go(&mut self, job: Job, now: Millis, effects: &mut Vec<Effect>) -> State {
+        if self.hold.is_some() {
+            return State::Staged(job);
+        }
+        let job = self.enter(job, UpdateState::Activating, now, effects);
+        effects.push(Effect::Activate(job.want.clone()));
+        State::Activating(job)
+    }
+
+    fn watch_shadow(
+        &mut self,
+        job: Job,
+        policy: shadow::Policy,
+        shadowed: Box<Shadowed>,
+        now: Millis,
+        effects: &mut Vec<Effect>,
+    ) -> State {
+        match shadow::judge(&shadowed, policy, now.since(job.since)) {
+            Verdict::Wait => State::Shadow { job, policy, shadowed },
+            Verdict::Pass => {
+                effects.push(Effect::Cancel);
+                self.stage(job, now, effects)
+            }
+            Verdict::Fail(code, message) => self.give_up(job, Failure::new(code, message), now, effects),
+        }
     }
 
     fn watch(
         &mut self,
         job: Job,
-        since: Millis,
         candidate: Box<Health>,
         previous: Box<Health>,
         now: Millis,
         effects: &mut Vec<Effect>,
     ) -> State {
-        match judge(&candidate, &previous, job.want.policy, now.since(since)) {
-            Verdict::Wait => State::Probation { job, since, candidate, previous },
+        match health::judge(&candidate, &previous, job.want.policy, now.since(job.since)) {
+            Verdict::Wait => State::Probation { job, candidate, previous },
             Verdict::Pass => {
                 self.previous = None;
-                self.bad.remove(&job.want.release);
-                effects.push(Effect::Confirm(job.want.release.clone()));
+                self.bad.remove(&job.want.slot.digest);
+                effects.push(Effect::Confirm(job.want.slot.clone()));
                 effects.push(self.report(&job, UpdateState::Confirmed, None, now));
                 effects.push(Effect::Collect);
                 State::Idle
@@ -486,9 +665,15 @@ impl Machine {
 
     fn roll_back(&self, job: Job, failure: Failure, now: Millis, effects: &mut Vec<Effect>) -> State {
         // First the act, then the report: going back waits for nothing.
-        effects.push(Effect::RollBack(job.want.release.clone()));
+        effects.push(Effect::RollBack(job.want.slot.clone()));
         effects.push(self.report(&job, UpdateState::RollingBack, Some(failure.clone()), now));
-        State::RollingBack { job, failure }
+        State::RollingBack { job: Job { since: now, ..job }, failure }
+    }
+
+    /// Stops the step that runs and ends the job; what runs is untouched.
+    fn give_up(&mut self, job: Job, failure: Failure, now: Millis, effects: &mut Vec<Effect>) -> State {
+        effects.push(Effect::Cancel);
+        self.failed(&job, failure, now, effects)
     }
 
     fn failed(&mut self, job: &Job, failure: Failure, now: Millis, effects: &mut Vec<Effect>) -> State {
@@ -500,32 +685,33 @@ impl Machine {
 
     /// What failed by its own fault is not tried again; what the network or a newer wish ended may be.
     fn remember_bad(&mut self, job: &Job, failure: &Failure, effects: &mut Vec<Effect>) {
-        let innocent = [
-            Code::Superseded,
-            Code::FetchUnreachable,
-            Code::FetchNoSpace,
-            Code::Deadline,
-            Code::StorageFailed,
-        ];
-        if innocent.iter().any(|code| code.as_str() == failure.code) {
+        if !failure.code.blames_release() {
             return;
         }
-        self.bad.insert(job.want.release.clone(), job.want.rollout.clone());
-        effects.push(Effect::RememberBad(job.want.release.clone(), job.want.rollout.clone()));
+        let bad = Bad { rollout: job.want.rollout.clone(), code: failure.code.as_str().to_owned() };
+        if self.bad.len() >= MAX_BAD {
+            self.bad.pop_first();
+        }
+        self.bad.insert(job.want.slot.digest.clone(), bad.clone());
+        effects.push(Effect::RememberBad(job.want.slot.clone(), bad));
     }
 
     fn report(&self, job: &Job, state: UpdateState, failure: Option<Failure>, now: Millis) -> Effect {
         Effect::Report(UpdateReport {
             model: self.model.clone(),
-            release: job.want.release.clone(),
+            release: job.want.slot.release.clone(),
             rollout: job.want.rollout.clone(),
             assignment: job.want.assignment,
             state,
-            error: failure.map(|f| ErrorReport { code: f.code, message: f.message }),
-            running: self.running.clone(),
+            error: failure.map(Failure::report),
+            running: self.running.as_ref().map(|slot| slot.release.clone()),
             elapsed: now.since(job.began),
         })
     }
+}
+
+fn instead(want: &Want) -> Failure {
+    Failure::new(Code::Superseded, format!("{} is wanted instead", want.slot.release))
 }
 
 #[cfg(test)]

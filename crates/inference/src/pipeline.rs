@@ -74,6 +74,18 @@ pub struct Prediction {
     pub violations: u32,
 }
 
+impl Prediction {
+    /// Withholds the class when the score is below `threshold`, and gives it when it is not, whatever the
+    /// manifest's own threshold is. Outputs that are not finite have no class in any case.
+    pub fn abstain_below(&mut self, threshold: f32) {
+        if self.non_finite || (self.class.is_none() && !self.abstained) {
+            return;
+        }
+        self.abstained = self.score < threshold;
+        self.class = (!self.abstained).then_some(self.top);
+    }
+}
+
 /// A loaded release. Cheap to clone: workers share the plan and its weights.
 #[derive(Clone)]
 pub struct Pipeline {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farlight_wire::{DeviceId, Millis, ReleaseId, RolloutId};
+use farlight_wire::{DeviceId, Millis, Permille, ReleaseId, RolloutId};
 use serde::{Deserialize, Serialize};
 
 use crate::envelope::{self, Envelope};
@@ -41,6 +41,27 @@ pub struct ModelAssignment {
     pub rollout: Option<RolloutId>,
     /// How the release proves itself.
     pub probation: Probation,
+    /// How it proves itself before activation, on live inputs, deciding nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Shadow>,
+    /// An operator insists on a release that failed on the device before: it is tried once more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retry_failed: bool,
+}
+
+/// How a release proves itself in the shadow of the running one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shadow {
+    /// How long, at least.
+    pub duration: Millis,
+    /// How many inputs it must have seen by then.
+    pub min_requests: u64,
+    /// Share of inputs it sees.
+    pub share: Permille,
+    /// Share of one core it may use.
+    pub cpu: Permille,
+    /// Share of answers that must agree with the running release; 0 asks for none.
+    pub agreement: Permille,
 }
 
 /// How a release proves itself after activation.
@@ -236,6 +257,8 @@ mod tests {
                 release: "a/1.0.0".parse().unwrap(),
                 rollout: Some("r-1".parse().unwrap()),
                 probation: Probation { duration: Millis(5), min_requests: 3 },
+                shadow: None,
+                retry_failed: false,
             }],
         }
     }

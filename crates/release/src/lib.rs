@@ -4,6 +4,7 @@
 pub mod assignment;
 pub mod blob;
 pub mod canonical;
+pub mod config;
 pub mod digest;
 mod envelope;
 pub mod key;

@@ -31,4 +31,13 @@ pub enum Action {
     Refresh,
     /// Close the current window and send what is waiting now.
     Flush,
+    /// Activate nothing for so many seconds. Downloads go on, and rolling back never waits.
+    PauseUpdates {
+        /// How long; at most 31 days.
+        seconds: u64,
+    },
+    /// End a pause.
+    ResumeUpdates,
+    /// Collect what helps people to see what is wrong, and send it as a report.
+    Diagnostics,
 }

@@ -3,6 +3,7 @@
 
 pub mod ack;
 pub mod case;
+pub mod codes;
 pub mod counts;
 pub mod desired;
 pub mod envelope;

@@ -18,3 +18,5 @@ pub const MAX_SKETCH_BINS: usize = 2048;
 pub const MAX_CASE_TENSOR: usize = 96 * 1024;
 /// Longest free text (a reason, a hint) in bytes.
 pub const MAX_TEXT: usize = 4096;
+/// Largest diagnostics document in bytes: it travels as one report.
+pub const MAX_DIAGNOSTICS: usize = 32 * 1024;

@@ -44,6 +44,55 @@ pub enum Event {
         /// What came of it.
         detail: String,
     },
+    /// What runs now, with digests: after each update's end and each removal.
+    Running(Vec<Running>),
+    /// How far a download is; at most a few a release.
+    Progress(Progress),
+    /// What a candidate did in the shadow, at its end.
+    Shadow(ShadowReport),
+    /// What a device was asked to collect for people to look at.
+    Diagnostics {
+        /// The command's id.
+        id: String,
+        /// A JSON document, at most [`crate::limits::MAX_DIAGNOSTICS`] bytes.
+        document: String,
+    },
+}
+
+/// How far a download is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The release that is being fetched.
+    pub release: ReleaseId,
+    /// The rollout that asked for it, if one did.
+    pub rollout: Option<RolloutId>,
+    /// Bytes that are on disk and verified.
+    pub done: u64,
+    /// Bytes of the release.
+    pub total: u64,
+}
+
+/// What a candidate did in the shadow: it saw live inputs and decided nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShadowReport {
+    /// The candidate.
+    pub release: ReleaseId,
+    /// The rollout that asked for it, if one did.
+    pub rollout: Option<RolloutId>,
+    /// Inputs it answered.
+    pub ok: u64,
+    /// Inputs it failed on, where the running release answered.
+    pub failed: u64,
+    /// Answers that are not finite.
+    pub non_finite: u64,
+    /// Answers of the same class as the running release's.
+    pub agreed: u64,
+    /// Inputs it did not see: over its CPU budget, or its queue was full.
+    pub skipped: u64,
+    /// Median of the absolute score difference, thousandths.
+    pub score_delta_p50_permille: u32,
+    /// 95th percentile of the inference time, µs.
+    pub p95_us: u64,
 }
 
 /// What a device says of itself.
@@ -109,7 +158,7 @@ pub enum UpdateState {
     Fetching,
     /// Everything is on disk and is being checked.
     Verifying,
-    /// Verified and kept; not yet tried.
+    /// Tested and kept; it waits for a window, the application's lock or the end of a pause.
     Staged,
     /// Golden vectors are being run.
     SelfTest,
@@ -125,12 +174,14 @@ pub enum UpdateState {
     RollingBack,
     /// The previous release runs again.
     RolledBack,
+    /// It sees a share of live inputs and decides nothing.
+    Shadow,
 }
 
 /// An error as reported: a code from the closed list and a text for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorReport {
-    /// Stable code, for example `self_test.golden_mismatch`; see `farlight_device::codes`.
+    /// Stable code, for example `self_test.golden_mismatch`; see `farlight_wire::codes`.
     pub code: String,
     /// What was tried, on what, and what went wrong.
     pub message: String,

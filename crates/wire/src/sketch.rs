@@ -62,6 +62,12 @@ impl Sketch {
         self.bins.values().fold(self.zeros, |sum, count| sum.saturating_add(*count))
     }
 
+    /// How many values are above `limit`, to the sketch's relative error.
+    pub fn count_above(&self, limit: f64) -> u64 {
+        let above = self.bins.iter().rev().take_while(|(key, _)| CONFIG.value(i32::from(**key)) > limit);
+        above.fold(0, |sum, (_, count)| sum.saturating_add(*count))
+    }
+
     /// The value at quantile `q` (0 to 1), `None` when empty.
     pub fn quantile(&self, q: f64) -> Option<f64> {
         let count = self.count();

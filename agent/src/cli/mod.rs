@@ -1,18 +1,23 @@
 //! The command line of the agent.
 
+mod install;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::{Parser, Subcommand};
 use farlight_inference::Pipeline;
+use farlight_release::timestamp;
 use farlight_wire::ModelName;
+use farlight_wire::codes::{Again, Code};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::exit::{ExitCode, Fatal};
+use crate::journal::Journal;
 use crate::settings::{self, Settings};
-use crate::slots::Slots;
+use crate::slots::{Opened, Slots};
 use crate::{durable, identity, run, selftest, sources};
 
 const DEFAULT_CONFIG: &str = "/etc/farlight/agent.toml";
@@ -51,6 +56,25 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Install the releases of a bundle from a USB stick or folder, with all checks.
+    Install(install::Args),
+    /// Show what ran when, and why: newest first.
+    History {
+        /// Only of this model.
+        #[arg(long)]
+        model: Option<ModelName>,
+        /// Most lines.
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Explain an error code, or list all of them.
+    Errors {
+        /// The code, for example self_test.golden_mismatch.
+        code: Option<String>,
     },
     /// About the configuration.
     #[command(subcommand)]
@@ -112,6 +136,12 @@ pub fn execute(args: Args) -> Result<(), Fatal> {
             let document = runtime()?.block_on(status(&settings))?;
             print(&if json { format!("{document}\n") } else { summary(&document) })
         }
+        Command::Install(install) => {
+            let settings = read(&args.config)?;
+            runtime()?.block_on(install::run(&settings, install))
+        }
+        Command::History { model, limit, json } => history(&read(&args.config)?, model.as_ref(), limit, json),
+        Command::Errors { code } => errors(code.as_deref()),
         Command::Infer { file, model } => infer(&read(&args.config)?, &file, model),
     }
 }
@@ -137,29 +167,92 @@ fn runtime() -> Result<tokio::runtime::Runtime, Fatal> {
     Ok(runtime.context("start the async runtime")?)
 }
 
-async fn status(settings: &Settings) -> Result<serde_json::Value, Fatal> {
+/// Asks the running agent over one of its sockets; the JSON of its answer.
+async fn ask(
+    path: &str,
+    settings: &Settings,
+    body: Option<&serde_json::Value>,
+) -> Result<serde_json::Value, Fatal> {
     let hint = "is the agent running? Try: systemctl status farlight-agent";
     let fail = |error: anyhow::Error| Fatal::new(ExitCode::Failure, error, hint);
-    let request = b"GET /farlight/status HTTP/1.0\r\nHost: localhost\r\n\r\n";
-    let mut answer = Vec::new();
-    if settings.http.listen.is_empty() {
-        let mut stream = tokio::net::UnixStream::connect(&settings.http.socket)
-            .await
-            .context("reach the agent")
-            .map_err(fail)?;
-        stream.write_all(request).await.context("ask the agent").map_err(fail)?;
-        stream.take(MAX_STATUS).read_to_end(&mut answer).await.context("read its answer").map_err(fail)?;
+    let request = match body {
+        None => format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n"),
+        Some(body) => {
+            let body = body.to_string();
+            format!("POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        }
+    };
+    // What changes something goes over the administrator's socket.
+    let admin = settings.device.admin_socket();
+    let answer = if body.is_some() {
+        exchange(tokio::net::UnixStream::connect(&admin).await, &request).await
+    } else if settings.http.listen.is_empty() {
+        exchange(tokio::net::UnixStream::connect(&settings.http.socket).await, &request).await
     } else {
-        let mut stream = tokio::net::TcpStream::connect(&settings.http.listen)
-            .await
-            .context("reach the agent")
-            .map_err(fail)?;
-        stream.write_all(request).await.context("ask the agent").map_err(fail)?;
-        stream.take(MAX_STATUS).read_to_end(&mut answer).await.context("read its answer").map_err(fail)?;
-    }
+        exchange(tokio::net::TcpStream::connect(&settings.http.listen).await, &request).await
+    };
+    let answer = answer.context("ask the agent").map_err(fail)?;
     let text = String::from_utf8_lossy(&answer);
     let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     serde_json::from_str(body).context("understand the agent's answer").map_err(fail)
+}
+
+async fn exchange<S>(stream: std::io::Result<S>, request: &str) -> std::io::Result<Vec<u8>>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let mut stream = stream?;
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.take(MAX_STATUS).read_to_end(&mut answer).await?;
+    Ok(answer)
+}
+
+async fn status(settings: &Settings) -> Result<serde_json::Value, Fatal> {
+    ask("/farlight/status", settings, None).await
+}
+
+fn history(settings: &Settings, model: Option<&ModelName>, limit: u32, json: bool) -> Result<(), Fatal> {
+    let path = settings.device.state_dir.join("state.db");
+    let rows = Journal::history(&path, model, limit)
+        .map_err(|error| Fatal::new(ExitCode::Resource, error, "is device.state_dir right, and readable?"))?;
+    if json {
+        return print(&format!("{}\n", serde_json::to_string(&rows).context("print history")?));
+    }
+    let mut out = String::new();
+    for row in &rows {
+        let running = if row.running.is_empty() { "nothing" } else { &row.running };
+        let why = match (row.code.is_empty(), row.rollout.is_empty()) {
+            (false, _) => format!("{}: {}", row.code, row.message.lines().next().unwrap_or_default()),
+            (true, false) => format!("rollout {}", row.rollout),
+            (true, true) => format!("assignment {}", row.assignment),
+        };
+        out.push_str(&format!(
+            "{}  {:<28} {:<12} runs {running}; {why}\n",
+            timestamp::format(row.at),
+            row.release,
+            row.state
+        ));
+    }
+    if rows.is_empty() {
+        out.push_str("nothing happened yet\n");
+    }
+    print(&out)
+}
+
+fn errors(code: Option<&str>) -> Result<(), Fatal> {
+    let Some(text) = code else {
+        let lines = Code::ALL.iter().map(|code| format!("{:<28} {}\n", code.as_str(), code.meaning()));
+        return print(&lines.collect::<String>());
+    };
+    let unknown = || anyhow!("there is no error code {text:?}");
+    let code = Code::parse(text).ok_or_else(unknown);
+    let code = code.map_err(|e| Fatal::new(ExitCode::Failure, e, "see all of them: farlight-agent errors"))?;
+    let again = match code.again() {
+        Again::Later => "the same attempt may succeed later by itself",
+        Again::Never => "the same attempt will fail again until something is changed",
+    };
+    print(&format!("{}: {}\nhint: {}\n{again}\n", code.as_str(), code.meaning(), code.hint()))
 }
 
 fn summary(document: &serde_json::Value) -> String {
@@ -180,11 +273,21 @@ fn summary(document: &serde_json::Value) -> String {
     if models.is_empty() {
         out.push_str("model      none yet\n");
     }
+    if let Some(config) = document["config"].as_str() {
+        out.push_str(&format!("config     {config}\n"));
+    }
+    if let Some(hold) = document["updates_wait_for"].as_str() {
+        out.push_str(&format!("waiting    {hold}\n"));
+    }
     for (model, update) in document["updates"].as_object().into_iter().flatten() {
         out.push_str(&format!(
-            "update     {model}: {} of {}\n",
+            "update     {model}: {} of {}{}\n",
             text(&update["state"]),
-            text(&update["release"])
+            text(&update["release"]),
+            match (update["progress"]["done"].as_u64(), update["progress"]["total"].as_u64()) {
+                (Some(done), Some(total)) => format!(", {} of {} KiB", done >> 10, total >> 10),
+                _ => String::new(),
+            }
         ));
     }
     out
@@ -193,7 +296,8 @@ fn summary(document: &serde_json::Value) -> String {
 fn infer(settings: &Settings, file: &Path, model: Option<ModelName>) -> Result<(), Fatal> {
     let fail = |error: anyhow::Error, hint: &str| Fatal::new(ExitCode::Failure, error, hint);
     let slots = Slots::new(&settings.device.state_dir);
-    let models = slots.models().map_err(|e| fail(e.into(), "check device.state_dir"))?;
+    let mut models = slots.models().map_err(|e| fail(e.into(), "check device.state_dir"))?;
+    models.retain(|model| model.as_str() != farlight_release::config::NAME);
     let model = match (model, models.as_slice()) {
         (Some(model), _) => model,
         (None, [one]) => one.clone(),
@@ -219,7 +323,10 @@ fn infer(settings: &Settings, file: &Path, model: Option<ModelName>) -> Result<(
     let form = "write {\"data\": [numbers]}, row-major";
     let input: InferFile =
         serde_json::from_str(&text).context("understand the input").map_err(|e| fail(e, form))?;
-    let whole = slots.open(&slot).map_err(|e| fail(e.into(), "the release is damaged; assign it again"))?;
+    let opened = slots.open(&slot).map_err(|e| fail(e.into(), "the release is damaged; assign it again"))?;
+    let Opened::Model(whole) = opened else {
+        return Err(fail(anyhow!("{model} is a configuration"), "choose a model with --model"));
+    };
     let mut worker = Pipeline::load(&whole.manifest, &whole.model)
         .and_then(|pipeline| pipeline.worker())
         .map_err(|e| fail(e.into(), "the release does not load"))?;
