@@ -20,7 +20,7 @@ const LOOKED_AT: u32 = 100;
 /// Arguments of `install`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  farlight-agent install /media/usb/farlight\n\nMake the folder with: farlight release export RELEASE --out FOLDER")]
-pub struct Args {
+pub(super) struct Args {
     /// The folder, as `farlight release export` made it; the agent's own user must be able to read it.
     bundle: PathBuf,
     /// Only this release of it, for example watch-gestures/1.0.0.

@@ -191,7 +191,7 @@ async fn ask(
     } else {
         exchange(tokio::net::TcpStream::connect(&settings.http.listen).await, &request).await
     };
-    let answer = answer.context("ask the agent").map_err(fail)?;
+    let answer = answer.context("reach the agent").map_err(fail)?;
     let text = String::from_utf8_lossy(&answer);
     let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     serde_json::from_str(body).context("understand the agent's answer").map_err(fail)

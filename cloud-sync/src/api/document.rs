@@ -13,6 +13,8 @@ use utoipa::OpenApi;
         crate::devices::api::show,
         crate::devices::api::revoke,
         crate::devices::api::stats,
+        crate::devices::commands::send,
+        crate::rollouts::api::roll_back,
         crate::rollouts::api::list,
         crate::rollouts::api::create,
         crate::rollouts::api::show,

@@ -34,6 +34,8 @@ pub fn router(app: Shared) -> Router {
     let operator = Router::new()
         .route("/devices", get(devices::api::list).post(enrol::api::invite))
         .route("/devices/{id}", get(devices::api::show).delete(devices::api::revoke))
+        .route("/devices/{id}/commands", post(devices::commands::send))
+        .route("/devices/{id}/rollback", post(rollouts::api::roll_back))
         .route("/stats", get(devices::api::stats))
         .route("/rollouts", get(rollouts::api::list).post(rollouts::api::create))
         .route("/rollouts/{id}", get(rollouts::api::show))

@@ -2,15 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use farlight_release::timestamp;
-use farlight_wire::{DeviceId, FleetId, Millis};
+use farlight_wire::{DeviceId, FleetId, Millis, ModelName, ReleaseId};
 use serde_json::{Value, json};
 
 use super::context::Context;
 use super::error::CliError;
 use super::files;
+
+/// How long a connected device may take to answer a command.
+const WAIT: Duration = Duration::from_secs(30);
+/// How often its answer is looked for.
+const POLL: Duration = Duration::from_millis(200);
 
 /// Commands on devices.
 #[derive(Debug, Subcommand)]
@@ -27,6 +33,47 @@ pub enum Command {
     Show {
         /// The device
         device: DeviceId,
+    },
+    /// Take a device back to an earlier release, by a signed assignment
+    #[command(after_help = "Example:\n  farlight device rollback gw-1 watch-gestures")]
+    Rollback {
+        /// The device
+        device: DeviceId,
+        /// The model
+        model: ModelName,
+        /// The release, `‹model›/‹version›`; the one before the present one when left out
+        #[arg(long, value_name = "RELEASE")]
+        release: Option<ReleaseId>,
+        /// Seconds that it is watched
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        probation: u64,
+    },
+    /// Let a device activate nothing for a while; downloads go on, and going back never waits
+    Pause {
+        /// The device
+        device: DeviceId,
+        /// For how long
+        #[arg(long, default_value_t = 24, value_name = "HOURS")]
+        hours: u64,
+    },
+    /// End a pause
+    Resume {
+        /// The device
+        device: DeviceId,
+    },
+    /// Let a device look for metadata and its desired state now
+    Refresh {
+        /// The device
+        device: DeviceId,
+    },
+    /// Collect what helps to see what is wrong on a device: state, history, last log lines
+    #[command(after_help = "Example:\n  farlight device diagnostics gw-1 > gw-1.json")]
+    Diagnostics {
+        /// The device
+        device: DeviceId,
+        /// Seconds to wait for its answer
+        #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+        wait: u64,
     },
     /// Revoke a device's certificate and end its connections
     Revoke {
@@ -66,10 +113,78 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), CliEr
         Command::Enrol(args) => enrol(args, context).await,
         Command::List { fleet } => list(fleet, context).await,
         Command::Show { device } => show(&device, context).await,
+        Command::Rollback { device, model, release, probation } => {
+            let body = json!({ "model": model, "release": release, "probation_seconds": probation });
+            let answer: Value = context.api()?.post(&format!("/api/v1/devices/{device}/rollback"), &body).await?;
+            context.answer(&answer, |answer| format!("{device} goes back to {}", text(answer, "release")))
+        }
+        Command::Pause { device, hours } => {
+            let seconds = hours.saturating_mul(3600);
+            let body = json!({ "action": "pause_updates", "seconds": seconds });
+            let answer = outcome(&device, &body, context, WAIT).await?;
+            context.answer(&answer, |answer| text(answer, "detail"))
+        }
+        Command::Resume { device } => {
+            let answer = outcome(&device, &json!({ "action": "resume_updates" }), context, WAIT).await?;
+            context.answer(&answer, |answer| text(answer, "detail"))
+        }
+        Command::Refresh { device } => {
+            let answer = outcome(&device, &json!({ "action": "refresh" }), context, WAIT).await?;
+            context.answer(&answer, |answer| text(answer, "detail"))
+        }
+        Command::Diagnostics { device, wait } => diagnostics(&device, wait, context).await,
         Command::Revoke { device } => {
             let answer: Value = context.api()?.delete(&format!("/api/v1/devices/{device}")).await?;
             context.answer(&answer, |_| format!("revoked {device}"))
         }
+    }
+}
+
+/// Sends a command and waits until the device has answered it.
+async fn outcome(
+    device: &DeviceId,
+    body: &Value,
+    context: &Context,
+    wait: Duration,
+) -> Result<Value, CliError> {
+    let sent: Value = context.api()?.post(&format!("/api/v1/devices/{device}/commands"), body).await?;
+    let result = answered(device, &text(&sent, "id"), "CommandResult", context, wait).await?;
+    match result["ok"] == true {
+        true => Ok(result),
+        false => Err(CliError::failure(format!("{device}: {}", text(&result, "detail")))),
+    }
+}
+
+async fn diagnostics(device: &DeviceId, wait: u64, context: &Context) -> Result<(), CliError> {
+    let body = json!({ "action": "diagnostics" });
+    let sent: Value = context.api()?.post(&format!("/api/v1/devices/{device}/commands"), &body).await?;
+    let wait = Duration::from_secs(wait);
+    let report = answered(device, &text(&sent, "id"), "Diagnostics", context, wait).await?;
+    let document: Value = serde_json::from_str(&text(&report, "document"))
+        .map_err(|e| CliError::failure(format!("read the diagnostics of {device}: {e}")))?;
+    context.answer(&document, |document| serde_json::to_string_pretty(document).unwrap_or_default())
+}
+
+/// The report of a kind that answers a command.
+async fn answered(
+    device: &DeviceId,
+    id: &str,
+    kind: &str,
+    context: &Context,
+    wait: Duration,
+) -> Result<Value, CliError> {
+    let (api, until) = (context.api()?, tokio::time::Instant::now() + wait);
+    loop {
+        let shown: Value = api.get(&format!("/api/v1/devices/{device}")).await?;
+        let reports = array(&shown, "reports").iter().map(|report| &report["event"][kind]);
+        if let Some(report) = reports.into_iter().find(|report| report["id"] == id) {
+            return Ok(report.clone());
+        }
+        if tokio::time::Instant::now() >= until {
+            let text = format!("{device} did not answer command {id} within {} s", wait.as_secs());
+            return Err(CliError::failure(text).hint("is it connected? See farlight device show"));
+        }
+        tokio::time::sleep(POLL).await;
     }
 }
 

@@ -73,6 +73,24 @@ pub struct Create {
     /// A label that devices must have. Repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     selector: Vec<String>,
+    /// Seconds that it sees live inputs on each device before activation, deciding nothing; 0 = not at all
+    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    shadow: u64,
+    /// Inputs it must have seen in the shadow
+    #[arg(long, default_value_t = 100, value_name = "N", requires = "shadow")]
+    shadow_requests: u64,
+    /// Share of inputs it sees in the shadow, in thousandths
+    #[arg(long, default_value_t = 1000, value_name = "PERMILLE", requires = "shadow")]
+    shadow_share: u16,
+    /// Share of one core that the shadow may use, in thousandths
+    #[arg(long, default_value_t = 100, value_name = "PERMILLE", requires = "shadow")]
+    shadow_cpu: u16,
+    /// Share of answers that must agree with the running release, in thousandths; 0 asks for none
+    #[arg(long, default_value_t = 0, value_name = "PERMILLE", requires = "shadow")]
+    shadow_agreement: u16,
+    /// Also on devices where this very release failed before
+    #[arg(long)]
+    retry_failed: bool,
 }
 
 fn permille(text: &str) -> Result<Permille, String> {
@@ -104,7 +122,12 @@ async fn create(args: Create, context: &Context) -> Result<(), CliError> {
         selector.insert(key.to_owned(), value.into());
     }
     let waves: Vec<Value> = args.waves.iter().map(|permille| json!({ "permille": permille })).collect();
+    let shadow = (args.shadow > 0).then(|| {
+        json!({ "seconds": args.shadow, "min_requests": args.shadow_requests, "share_permille": args.shadow_share,
+            "cpu_permille": args.shadow_cpu, "agreement_permille": args.shadow_agreement })
+    });
     let body = json!({
+        "shadow": shadow, "retry_failed": args.retry_failed,
         "release": args.release, "fleet": args.fleet, "waves": waves, "soak_seconds": args.soak,
         "probation_seconds": args.probation, "min_requests": args.min_requests,
         "max_failures_permille": args.max_failures, "deadline_seconds": args.deadline, "selector": selector,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::extract::State;
 use axum::{Extension, Json};
+use farlight_wire::codes::Code;
 use farlight_wire::{DeviceId, Stream};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
@@ -46,6 +47,8 @@ pub struct RunningRelease {
     pub release: String,
     /// Whether it is confirmed or on probation.
     pub confirmed: bool,
+    /// SHA-256 of its manifest, as the device found it; empty before it said so.
+    pub digest: String,
     /// Since when, Unix milliseconds.
     pub since: u64,
 }
@@ -67,6 +70,10 @@ pub struct Update {
     pub at: u64,
     /// Milliseconds since the update began.
     pub elapsed_ms: u64,
+    /// Bytes of the download that are verified on the device, and bytes in all; 0 when not known.
+    pub progress: [u64; 2],
+    /// What a person can do about the error; empty when there is none.
+    pub hint: &'static str,
 }
 
 /// A device with everything known of it.
@@ -172,13 +179,13 @@ pub async fn devices(
 async fn device(app: &Shared, row: &sqlx::any::AnyRow) -> Result<Device, StoreError> {
     let id: String = row.get(0);
     let running =
-        sqlx::query("SELECT release, confirmed, since FROM running WHERE device = $1 ORDER BY model")
+        sqlx::query("SELECT release, confirmed, since, digest FROM running WHERE device = $1 ORDER BY model")
             .bind(&id)
             .fetch_all(app.store.reader())
             .await
             .during("read what a device runs")?;
     let updates = sqlx::query(
-        "SELECT release, rollout, state, error_code, error_message, at, elapsed FROM updates WHERE device = $1 ORDER BY model",
+        "SELECT release, rollout, state, error_code, error_message, at, elapsed, done, total FROM updates WHERE device = $1 ORDER BY model",
     )
     .bind(&id)
     .fetch_all(app.store.reader())
@@ -198,6 +205,7 @@ async fn device(app: &Shared, row: &sqlx::any::AnyRow) -> Result<Device, StoreEr
                 release: row.get(0),
                 confirmed: row.get::<i64, _>(1) != 0,
                 since: uint(row.get(2)),
+                digest: row.get(3),
             })
             .collect(),
         updates: updates
@@ -210,6 +218,8 @@ async fn device(app: &Shared, row: &sqlx::any::AnyRow) -> Result<Device, StoreEr
                 error_message: row.get(4),
                 at: uint(row.get(5)),
                 elapsed_ms: uint(row.get(6)),
+                progress: [uint(row.get(7)), uint(row.get(8))],
+                hint: Code::parse(&row.get::<String, _>(3)).map_or("", Code::hint),
             })
             .collect(),
     })
@@ -275,7 +285,7 @@ pub async fn show(State(app): State<Shared>, Path(id): Path<String>) -> Result<J
     }))
 }
 
-fn unknown(id: &str) -> ApiError {
+pub(crate) fn unknown(id: &str) -> ApiError {
     ApiError::missing("device.unknown", format!("there is no device {id:?}"))
         .hint("farlight device list shows them")
 }

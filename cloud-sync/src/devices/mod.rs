@@ -1,6 +1,7 @@
 //! Devices as the service knows them: presence, inventory, what runs, the last update, the last window.
 
 pub mod api;
+pub mod commands;
 
 use crate::store::{During, Store, StoreError};
 

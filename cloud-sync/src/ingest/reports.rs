@@ -1,7 +1,7 @@
 //! Reports as rows, and what they change in the device's twin and in the rollout that asked.
 
-use farlight_wire::report::{Event, Inventory, UpdateReport, UpdateState};
-use farlight_wire::{DeviceId, Millis, ReleaseId, Report, Seq};
+use farlight_wire::report::{Event, Inventory, Running, UpdateReport, UpdateState};
+use farlight_wire::{DeviceId, Millis, ReleaseId, Report, RolloutId, Seq};
 use sqlx::Row;
 
 use super::writer::{Changes, Outcome, text};
@@ -19,16 +19,21 @@ pub(super) async fn store(
     now: Millis,
     changes: &mut Changes,
 ) -> Result<Outcome, StoreError> {
+    let of = |rollout: Option<&RolloutId>| rollout.map(ToString::to_string).unwrap_or_default();
     let (kind, rollout, code) = match &report.event {
         Event::Hello(_) => ("hello", String::new(), String::new()),
         Event::Update(update) => (
             "update",
-            update.rollout.as_ref().map(ToString::to_string).unwrap_or_default(),
+            of(update.rollout.as_ref()),
             update.error.as_ref().map(|error| text(&error.code)).unwrap_or_default(),
         ),
         Event::Refused(refusal) => ("refused", String::new(), text(&refusal.error.code)),
         Event::Loss { .. } => ("loss", String::new(), String::new()),
         Event::CommandResult { .. } => ("command", String::new(), String::new()),
+        Event::Running(_) => ("running", String::new(), String::new()),
+        Event::Progress(progress) => ("progress", of(progress.rollout.as_ref()), String::new()),
+        Event::Shadow(shadow) => ("shadow", of(shadow.rollout.as_ref()), String::new()),
+        Event::Diagnostics { .. } => ("diagnostics", String::new(), String::new()),
     };
     let body = json_text(&serde_json::to_value(&report.event).unwrap_or_default());
     let rows = sqlx::query(
@@ -61,7 +66,25 @@ pub(super) async fn store(
             update(write, device, step, report.at, now).await?;
             changes.updates = true;
         }
-        Event::Refused(_) | Event::Loss { .. } | Event::CommandResult { .. } => {}
+        Event::Running(list) => {
+            reconcile(write, device, list, now).await?;
+            changes.updates = true;
+        }
+        Event::Progress(progress) => {
+            sqlx::query("UPDATE updates SET done = $1, total = $2 WHERE device = $3 AND release = $4")
+                .bind(int(progress.done))
+                .bind(int(progress.total))
+                .bind(device.as_str())
+                .bind(progress.release.to_string())
+                .execute(write.connection())
+                .await
+                .during("note how far a download is")?;
+        }
+        Event::Refused(_)
+        | Event::Loss { .. }
+        | Event::CommandResult { .. }
+        | Event::Shadow(_)
+        | Event::Diagnostics { .. } => {}
     }
     Ok(Outcome::Stored)
 }
@@ -86,6 +109,16 @@ async fn hello(
         .execute(write.connection())
         .await
         .during("store a device's inventory")?;
+    reconcile(write, device, &inventory.running, now).await
+}
+
+/// What a device says it runs is what it runs, with the digests it found on its own disk.
+async fn reconcile(
+    write: &mut Write,
+    device: &DeviceId,
+    list: &[Running],
+    now: Millis,
+) -> Result<(), StoreError> {
     let known = sqlx::query("SELECT model FROM running WHERE device = $1")
         .bind(device.as_str())
         .fetch_all(write.connection())
@@ -93,12 +126,19 @@ async fn hello(
         .during("read what a device runs")?;
     for row in known {
         let model: String = row.get(0);
-        if !inventory.running.iter().any(|running| running.release.model.as_str() == model) {
+        if !list.iter().any(|running| running.release.model.as_str() == model) {
             stopped(write, device, &model).await?;
         }
     }
-    for running in &inventory.running {
+    for running in list {
         runs(write, device, &running.release, running.confirmed, now).await?;
+        sqlx::query("UPDATE running SET digest = $1 WHERE device = $2 AND model = $3")
+            .bind(text(&running.manifest_sha256))
+            .bind(device.as_str())
+            .bind(running.release.model.as_str())
+            .execute(write.connection())
+            .await
+            .during("note the digest of what a device runs")?;
     }
     Ok(())
 }
@@ -118,7 +158,7 @@ async fn update(
          ON CONFLICT (device, model) DO UPDATE SET release = excluded.release, rollout = excluded.rollout, \
          assignment = excluded.assignment, state = excluded.state, error_code = excluded.error_code, \
          error_message = excluded.error_message, at = excluded.at, received = excluded.received, \
-         elapsed = excluded.elapsed",
+         elapsed = excluded.elapsed, done = 0, total = 0",
     )
     .bind(device.as_str())
     .bind(step.model.as_str())
@@ -173,6 +213,7 @@ async fn rollout_step(
         | UpdateState::Staged
         | UpdateState::SelfTest
         | UpdateState::Activating
+        | UpdateState::Shadow
         | UpdateState::Probation
         | UpdateState::RollingBack => ("assigned", 0),
     };
@@ -206,6 +247,7 @@ async fn runs(
         "INSERT INTO running (device, model, release, confirmed, since) VALUES ($1, $2, $3, $4, $5) \
          ON CONFLICT (device, model) DO UPDATE SET \
          since = CASE WHEN running.release = excluded.release THEN running.since ELSE excluded.since END, \
+         digest = CASE WHEN running.release = excluded.release THEN running.digest ELSE '' END, \
          release = excluded.release, confirmed = excluded.confirmed",
     )
     .bind(device.as_str())
@@ -250,5 +292,6 @@ pub(crate) fn state_name(state: UpdateState) -> &'static str {
         UpdateState::Failed => "failed",
         UpdateState::RollingBack => "rolling_back",
         UpdateState::RolledBack => "rolled_back",
+        UpdateState::Shadow => "shadow",
     }
 }

@@ -42,7 +42,10 @@ pub fn routes() -> Router<Shared> {
 
 /// The repository as plain files, for everybody: what it holds is signed.
 pub fn files(app: &Shared) -> Router<Shared> {
-    Router::new().nest_service("/repo", ServeDir::new(app.registry.folder()))
+    let files = Router::new()
+        .fallback_service(ServeDir::new(app.registry.folder()))
+        .layer(axum::middleware::from_fn(super::guard::by_digest));
+    Router::new().nest("/repo", files)
 }
 
 impl From<RegistryError> for ApiError {

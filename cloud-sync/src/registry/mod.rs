@@ -2,6 +2,7 @@
 //! repository, recorded for ever. Rollouts choose among them; the service cannot make one.
 
 pub mod api;
+mod guard;
 mod online;
 mod records;
 mod repository;

@@ -6,8 +6,8 @@ use axum::extract::State;
 use axum::{Extension, Json};
 use farlight_fleet::gate::{Limits, Verdict};
 use farlight_fleet::rollout::{Progress, RolloutSpec, tally};
-use farlight_release::assignment::Probation;
-use farlight_wire::{FleetId, Millis, Permille, ReleaseId, RolloutId};
+use farlight_release::assignment::{Probation, Shadow};
+use farlight_wire::{DeviceId, FleetId, Millis, ModelName, Permille, ReleaseId, RolloutId};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use utoipa::ToSchema;
@@ -27,6 +27,8 @@ const MAX_SECONDS: u64 = 30 * 86_400;
 const DEFAULT_MAX_FAILURES: u16 = 50;
 /// Time for a device to finish unless said otherwise, seconds.
 const DEFAULT_DEADLINE: u64 = 24 * 3600;
+/// Share of one core that a shadow may use unless said otherwise, ‰.
+const DEFAULT_SHADOW_CPU: u16 = 100;
 /// Finished devices before their share of failures is judged, unless said otherwise.
 const DEFAULT_MIN_SAMPLE: u32 = 10;
 
@@ -57,6 +59,32 @@ pub struct CreateRollout {
     /// Time for a device from its assignment to an end; 24 hours when left out.
     #[serde(default)]
     pub deadline_seconds: Option<u64>,
+    /// How the release proves itself on live inputs before activation, deciding nothing; not at all when
+    /// left out.
+    #[serde(default)]
+    pub shadow: Option<ShadowSettings>,
+    /// Whether devices on which this very release failed before try it once more.
+    #[serde(default)]
+    pub retry_failed: bool,
+}
+
+/// How a release proves itself in the shadow of the running one.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ShadowSettings {
+    /// How long, at least.
+    pub seconds: u64,
+    /// How many inputs it must have seen.
+    pub min_requests: u64,
+    /// Share of inputs it sees; all when left out.
+    #[serde(default)]
+    pub share_permille: Option<u16>,
+    /// Share of one core it may use; 100 ‰ when left out.
+    #[serde(default)]
+    pub cpu_permille: Option<u16>,
+    /// Share of answers that must agree with the running release; none is asked for when left out.
+    #[serde(default)]
+    pub agreement_permille: Option<u16>,
 }
 
 /// The share of the fleet that is covered after a wave.
@@ -202,7 +230,25 @@ fn check(request: CreateRollout) -> Result<RolloutSettings, ApiError> {
         min_sample: DEFAULT_MIN_SAMPLE,
     };
     plan.check().map_err(|e| refuse(e.to_string()))?;
+    let share = |name: &str, value: Option<u16>, default: u16| {
+        Permille::new(value.unwrap_or(default)).map_err(|e| refuse(format!("shadow.{name}: {e}")))
+    };
+    let shadow = match request.shadow {
+        None => None,
+        Some(shadow) if shadow.seconds > MAX_SECONDS || shadow.seconds >= deadline => {
+            return Err(refuse("shadow.seconds: must be shorter than deadline_seconds".to_owned()));
+        }
+        Some(shadow) => Some(Shadow {
+            duration: Millis::from_secs(shadow.seconds),
+            min_requests: shadow.min_requests,
+            share: share("share_permille", shadow.share_permille, 1000)?,
+            cpu: share("cpu_permille", shadow.cpu_permille, DEFAULT_SHADOW_CPU)?,
+            agreement: share("agreement_permille", shadow.agreement_permille, 0)?,
+        }),
+    };
     Ok(RolloutSettings {
+        shadow,
+        retry_failed: request.retry_failed,
         plan,
         fleet: request.fleet,
         selector: request.selector,
@@ -366,4 +412,88 @@ pub(crate) async fn steer(
         app.changes.send_modify(|changes| changes.rollouts = true);
     }
     Ok(summary(&rollout))
+}
+
+/// Which release a device is to go back to.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollBack {
+    /// The model, or `config`.
+    #[schema(value_type = String)]
+    pub model: ModelName,
+    /// The release; the one before the present one when left out.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub release: Option<ReleaseId>,
+    /// How long it is watched; a minute when left out.
+    #[serde(default)]
+    pub probation_seconds: Option<u64>,
+}
+
+/// What a device is to go back to.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RolledBack {
+    /// The device.
+    pub device: String,
+    /// The release.
+    pub release: String,
+    /// Sequence of the assignment that says so.
+    pub assignment: u64,
+}
+
+/// Time that a release is watched which a device goes back to, unless said otherwise, seconds.
+const DEFAULT_BACK_PROBATION: u64 = 60;
+
+/// Takes one device back to an earlier release. It is a signed assignment like any other, so the release must
+/// be vouched for and not below its floor; rollouts leave the device alone afterwards.
+#[utoipa::path(post, path = "/api/v1/devices/{id}/rollback", tag = "devices", params(("id" = String, Path)),
+    request_body = RollBack,
+    responses((status = 200, body = RolledBack), (status = 401), (status = 404), (status = 409)))]
+pub async fn roll_back(
+    State(app): State<Shared>,
+    Extension(operator): Extension<Operator>,
+    Path(id): Path<String>,
+    Body(request): Body<RollBack>,
+) -> Result<Json<RolledBack>, ApiError> {
+    let unknown = || crate::devices::api::unknown(&id);
+    let device: DeviceId = id.parse().map_err(|_| unknown())?;
+    let mut write = app.store.write().await?;
+    let known = sqlx::query("SELECT 1 FROM devices WHERE id = $1 AND revoked = 0")
+        .bind(device.as_str())
+        .fetch_optional(write.connection())
+        .await
+        .during("look for a device")?;
+    known.ok_or_else(unknown)?;
+    let release = match request.release {
+        Some(release) => release,
+        None => {
+            let before = records::before(&mut write, &device, request.model.as_str()).await?;
+            let none = || {
+                ApiError::conflict("rollback.nothing", format!("nothing of {} ran on {id} before", request.model))
+                    .hint("name the release to go back to")
+            };
+            before.and_then(|text| text.parse().ok()).ok_or_else(none)?
+        }
+    };
+    if release.model != request.model {
+        return Err(ApiError::bad_request("rollback.model", format!("{release} is no release of {}", request.model)));
+    }
+    if let Err(error) = app.registry.permits(&release).await {
+        return Err(ApiError::conflict("release.not_permitted", error.to_string())
+            .hint("the device would refuse it; choose a release at or above the floor"));
+    }
+    let seconds = request.probation_seconds.unwrap_or(DEFAULT_BACK_PROBATION).min(MAX_SECONDS);
+    let probation = Probation { duration: Millis::from_secs(seconds), min_requests: 0 };
+    let now = clock::now();
+    records::take_back(&mut write, &device, &release, probation, now).await?;
+    let key = app.registry.assignment_key();
+    let assignment =
+        super::assignments::sign(&mut write, key, &device, now).await.map_err(ApiError::internal)?;
+    audit(&mut write, &operator.0, "device.rollback", &id, &release.to_string()).await?;
+    write.commit().await?;
+    // Looked after like one that said hello: its desired state is published.
+    app.changes.send_modify(|changes| {
+        changes.hellos.insert(device);
+    });
+    Ok(Json(RolledBack { device: id, release: release.to_string(), assignment }))
 }

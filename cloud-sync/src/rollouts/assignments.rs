@@ -20,7 +20,8 @@ pub(super) async fn sign(
     now: Millis,
 ) -> Result<u64, DriveError> {
     let rows = sqlx::query(
-        "SELECT release, rollout, probation_ms, min_requests FROM desired WHERE device = $1 ORDER BY model",
+        "SELECT release, rollout, probation_ms, min_requests, shadow, retry_failed FROM desired WHERE device = $1 \
+         ORDER BY model",
     )
     .bind(device.as_str())
     .fetch_all(write.connection())
@@ -34,6 +35,8 @@ pub(super) async fn sign(
             release: row.get::<String, _>(0).parse().map_err(damaged)?,
             rollout: if rollout.is_empty() { None } else { Some(rollout.parse().map_err(damaged)?) },
             probation: Probation { duration: Millis(uint(row.get(2))), min_requests: uint(row.get(3)) },
+            shadow: serde_json::from_str(&row.get::<String, _>(4)).ok(),
+            retry_failed: row.get::<i64, _>(5) != 0,
         });
     }
     let last = sqlx::query("SELECT sequence FROM assignments WHERE device = $1")

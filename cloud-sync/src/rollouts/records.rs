@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use farlight_fleet::gate::Limits;
 use farlight_fleet::rollout::{DeviceState, Progress, RolloutSpec, Standing};
-use farlight_release::assignment::Probation;
-use farlight_wire::{DeviceId, FleetId, Millis, RolloutId};
+use farlight_release::assignment::{Probation, Shadow};
+use farlight_wire::{DeviceId, FleetId, Millis, ReleaseId, RolloutId};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::any::AnyRow;
@@ -23,6 +23,12 @@ pub struct RolloutSettings {
     pub selector: BTreeMap<String, String>,
     /// How the release proves itself on each device.
     pub probation: Probation,
+    /// How it proves itself there before activation, if it has to.
+    #[serde(default)]
+    pub shadow: Option<Shadow>,
+    /// Whether devices on which this very release failed before try it once more.
+    #[serde(default)]
+    pub retry_failed: bool,
     /// How the gate judges.
     pub gate: Limits,
 }
@@ -171,10 +177,12 @@ pub(super) async fn update(
 
 /// The devices of a rollout's fleet that its selector takes, as they stand in it.
 pub(super) async fn observe(store: &Store, rollout: &Rollout) -> Result<Vec<DeviceState>, StoreError> {
+    let release = rollout.settings.plan.release.to_string();
     let rows = sqlx::query(
         "SELECT d.id, d.labels, COALESCE(r.standing, ''), COALESCE(r.assigned, 0), COALESCE(r.heard, 0), \
          COALESCE(r.ended, 0), COALESCE(r.sequence, 0), d.assignment, COALESCE(n.release, ''), \
-         COALESCE(n.confirmed, 0), COALESCE(n.since, 0) FROM devices AS d \
+         COALESCE(n.confirmed, 0), COALESCE(n.since, 0), COALESCE(n.digest, ''), COALESCE(p.manifest_sha256, '') \
+         FROM devices AS d LEFT JOIN releases AS p ON p.id = $4 \
          LEFT JOIN rollout_devices AS r ON r.device = d.id AND r.rollout = $1 \
          LEFT JOIN running AS n ON n.device = d.id AND n.model = $2 \
          WHERE d.fleet = $3 AND (d.revoked = 0 OR r.standing IS NOT NULL) ORDER BY d.id",
@@ -182,10 +190,10 @@ pub(super) async fn observe(store: &Store, rollout: &Rollout) -> Result<Vec<Devi
     .bind(rollout.id().as_str())
     .bind(rollout.settings.plan.release.model.as_str())
     .bind(rollout.settings.fleet.as_str())
+    .bind(&release)
     .fetch_all(store.reader())
     .await
     .during("observe the devices of a rollout")?;
-    let release = rollout.settings.plan.release.to_string();
     let mut devices = Vec::with_capacity(rows.len());
     for row in &rows {
         let standing: String = row.get(2);
@@ -194,8 +202,11 @@ pub(super) async fn observe(store: &Store, rollout: &Rollout) -> Result<Vec<Devi
         }
         let (assigned, ended) = (Millis(uint(row.get(3))), Millis(uint(row.get(5))));
         let heard = row.get::<i64, _>(4) > 0;
-        // A device that already obeys the assignment and runs the release confirmed has nothing to report.
-        let done = row.get::<i64, _>(7) >= row.get::<i64, _>(6)
+        // A device that already obeys the assignment and runs the release confirmed has nothing to report. One
+        // that found another digest on its disk runs something else, whatever it calls it.
+        let (digest, signed): (String, String) = (row.get(11), row.get(12));
+        let done = (digest.is_empty() || digest == signed)
+            && row.get::<i64, _>(7) >= row.get::<i64, _>(6)
             && row.get::<String, _>(8) == release
             && row.get::<i64, _>(9) != 0;
         let standing = match standing.as_str() {
@@ -220,28 +231,58 @@ fn selected(selector: &BTreeMap<String, String>, labels: &str) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
+/// How a device is to take what is desired of it.
+struct Manner<'a> {
+    rollout: &'a str,
+    probation: Probation,
+    shadow: Option<Shadow>,
+    retry_failed: bool,
+}
+
+impl<'a> Manner<'a> {
+    /// As the rollout asks.
+    fn of(rollout: &'a Rollout) -> Self {
+        let settings = &rollout.settings;
+        Self {
+            rollout: rollout.id().as_str(),
+            probation: settings.probation,
+            shadow: settings.shadow,
+            retry_failed: settings.retry_failed,
+        }
+    }
+
+    /// Back to what ran before: it proved itself there once.
+    fn back(probation: Probation) -> Self {
+        Self { rollout: "", probation, shadow: None, retry_failed: true }
+    }
+}
+
 async fn desire(
     write: &mut Write,
-    rollout: &Rollout,
     device: &DeviceId,
+    model: &str,
     release: &str,
-    id: &str,
+    manner: &Manner<'_>,
     now: Millis,
 ) -> Result<(), StoreError> {
-    let probation = &rollout.settings.probation;
+    let shadow = manner.shadow.map(|shadow| serde_json::to_string(&shadow)).transpose();
+    let shadow = shadow.map_err(damaged("a shadow's settings"))?.unwrap_or_default();
     sqlx::query(
-        "INSERT INTO desired (device, model, release, rollout, probation_ms, min_requests, changed) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (device, model) DO UPDATE SET \
+        "INSERT INTO desired (device, model, release, rollout, probation_ms, min_requests, changed, shadow, \
+         retry_failed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (device, model) DO UPDATE SET \
          release = excluded.release, rollout = excluded.rollout, probation_ms = excluded.probation_ms, \
-         min_requests = excluded.min_requests, changed = excluded.changed",
+         min_requests = excluded.min_requests, changed = excluded.changed, shadow = excluded.shadow, \
+         retry_failed = excluded.retry_failed",
     )
     .bind(device.as_str())
-    .bind(rollout.settings.plan.release.model.as_str())
+    .bind(model)
     .bind(release)
-    .bind(id)
-    .bind(int(probation.duration.0))
-    .bind(int(probation.min_requests))
+    .bind(manner.rollout)
+    .bind(int(manner.probation.duration.0))
+    .bind(int(manner.probation.min_requests))
     .bind(int(now.0))
+    .bind(shadow)
+    .bind(i64::from(manner.retry_failed))
     .execute(write.connection())
     .await
     .during("desire a release of a device")?;
@@ -275,7 +316,7 @@ pub(super) async fn assign(
     .await
     .during("assign a device")?;
     let release = rollout.settings.plan.release.to_string();
-    desire(write, rollout, device, &release, rollout.id().as_str(), now).await
+    desire(write, device, model, &release, &Manner::of(rollout), now).await
 }
 
 pub(super) async fn note_sequence(
@@ -305,7 +346,8 @@ pub(super) async fn confirm_done(
         "UPDATE rollout_devices SET standing = 'confirmed', ended = $1 WHERE rollout = $2 \
          AND standing IN ('assigned', 'unreached', 'timed_out') AND sequence > 0 AND EXISTS \
          (SELECT 1 FROM running AS n JOIN devices AS d ON d.id = n.device WHERE n.device = rollout_devices.device \
-         AND n.release = $3 AND n.confirmed = 1 AND d.assignment >= rollout_devices.sequence)",
+         AND n.release = $3 AND n.confirmed = 1 AND d.assignment >= rollout_devices.sequence AND n.digest IN \
+         ('', (SELECT manifest_sha256 FROM releases WHERE id = $3)))",
     )
     .bind(int(now.0))
     .bind(rollout.id().as_str())
@@ -370,7 +412,9 @@ async fn desire_previous(
     now: Millis,
 ) -> Result<(), StoreError> {
     if !previous.is_empty() {
-        return desire(write, rollout, device, previous, "", now).await;
+        let model = rollout.settings.plan.release.model.as_str();
+        let manner = Manner::back(rollout.settings.probation);
+        return desire(write, device, model, previous, &manner, now).await;
     }
     sqlx::query("DELETE FROM desired WHERE device = $1 AND model = $2")
         .bind(device.as_str())
@@ -414,6 +458,48 @@ pub(super) async fn revert(
     }
 }
 
+/// The release of a model that a device was to run before the one it is to run now, by the newest rollout
+/// that changed it.
+pub(super) async fn before(
+    write: &mut Write,
+    device: &DeviceId,
+    model: &str,
+) -> Result<Option<String>, StoreError> {
+    let row = sqlx::query(
+        "SELECT r.previous FROM rollout_devices AS r JOIN rollouts AS o ON o.id = r.rollout JOIN desired AS w \
+         ON w.device = r.device AND w.model = o.model WHERE r.device = $1 AND o.model = $2 AND r.previous <> '' \
+         AND r.previous <> w.release ORDER BY r.assigned DESC LIMIT 1",
+    )
+    .bind(device.as_str())
+    .bind(model)
+    .fetch_optional(write.connection())
+    .await
+    .during("read what a device ran before")?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+/// Desires an earlier release of one device again, whatever rollouts say: they leave the device alone.
+pub(super) async fn take_back(
+    write: &mut Write,
+    device: &DeviceId,
+    release: &ReleaseId,
+    probation: Probation,
+    now: Millis,
+) -> Result<(), StoreError> {
+    let model = release.model.as_str();
+    sqlx::query(
+        "UPDATE rollout_devices SET standing = 'reverted', ended = $1 WHERE device = $2 AND rollout IN \
+         (SELECT id FROM rollouts WHERE model = $3 AND active = 1)",
+    )
+    .bind(int(now.0))
+    .bind(device.as_str())
+    .bind(model)
+    .execute(write.connection())
+    .await
+    .during("take a device out of its rollouts")?;
+    desire(write, device, model, &release.to_string(), &Manner::back(probation), now).await
+}
+
 /// Desires of a device that joined late what the completed rollouts of its fleet ended with, where
 /// nothing is desired of it yet; how many models that are.
 pub(super) async fn adopt(write: &mut Write, device: &DeviceId, now: Millis) -> Result<usize, StoreError> {
@@ -437,11 +523,13 @@ pub(super) async fn adopt(write: &mut Write, device: &DeviceId, now: Millis) -> 
     let mut adopted = std::collections::BTreeSet::new();
     for row in &rows {
         let rollout = rollout(row)?;
-        let model = rollout.settings.plan.release.model.clone();
+        let (model, name) = (rollout.settings.plan.release.model.clone(), &rollout.settings.plan.release.model);
         let completed = rollout.progress == Progress::Completed
             && rollout.settings.plan.waves.last() == Some(&farlight_wire::Permille::ALL);
         if completed && selected(&rollout.settings.selector, &labels) && adopted.insert(model) {
-            desire(write, &rollout, device, &rollout.settings.plan.release.to_string(), "", now).await?;
+            let manner = Manner { rollout: "", ..Manner::of(&rollout) };
+            let release = rollout.settings.plan.release.to_string();
+            desire(write, device, name.as_str(), &release, &manner, now).await?;
         }
     }
     Ok(adopted.len())

@@ -25,6 +25,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "base", include_str!("migrations/0001_base.sql")),
     (2, "releases", include_str!("migrations/0002_releases.sql")),
     (3, "learning", include_str!("migrations/0003_learning.sql")),
+    (4, "delivery", include_str!("migrations/0004_delivery.sql")),
 ];
 
 /// What can go wrong with the database.
