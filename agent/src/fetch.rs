@@ -142,8 +142,7 @@ impl Repository {
         now: Millis,
     ) -> Result<(Verified<Manifest>, Vec<u8>), Failure> {
         let bytes = self.document(client, release, now).await?;
-        let manifest =
-            client.verify_manifest(release, &bytes).map_err(|e| coded(e.code(), e.to_string()))?;
+        let manifest = client.verify_manifest(release, &bytes).map_err(|e| coded(e.code(), e.to_string()))?;
         Ok((manifest, bytes))
     }
 

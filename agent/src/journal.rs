@@ -104,7 +104,11 @@ impl Journal {
     ///
     /// # Errors
     /// When SQLite fails.
-    pub fn history(path: &Path, model: Option<&ModelName>, limit: u32) -> Result<Vec<HistoryRow>, StoreError> {
+    pub fn history(
+        path: &Path,
+        model: Option<&ModelName>,
+        limit: u32,
+    ) -> Result<Vec<HistoryRow>, StoreError> {
         let at = path.to_path_buf();
         let read = || {
             let db = Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)?;
@@ -417,7 +421,9 @@ mod tests {
             elapsed: Millis(5),
         };
         let error = ErrorReport { code: "self_test.load".into(), message: "no".into() };
-        for (at, step) in [(1, step(UpdateState::Fetching, None)), (2, step(UpdateState::Failed, Some(error)))] {
+        for (at, step) in
+            [(1, step(UpdateState::Fetching, None)), (2, step(UpdateState::Failed, Some(error)))]
+        {
             journal.report(&Report { at: Millis(at), event: Event::Update(step) }).unwrap();
         }
         journal.note_removal(Millis(3), &slot()).unwrap();

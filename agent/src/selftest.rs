@@ -73,7 +73,10 @@ pub async fn run(folder: &Path, digest: &str, limit: Duration) -> Result<Outcome
     let Ok(((answer, log), status)) =
         tokio::time::timeout(limit, async { (read.await, child.wait().await) }).await
     else {
-        return Err(Failure::new(Code::SelfTestTimeout, format!("not finished within {} s", limit.as_secs())));
+        return Err(Failure::new(
+            Code::SelfTestTimeout,
+            format!("not finished within {} s", limit.as_secs()),
+        ));
     };
     let status = status.map_err(|e| crashed(format!("wait for self-test: {e}")))?;
     let Some(outcome) = status.success().then(|| serde_json::from_slice::<Outcome>(&answer).ok()).flatten()

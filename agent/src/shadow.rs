@@ -86,7 +86,8 @@ fn run(
         };
         if let Some(sample) = sample {
             // The first second is free, so that a budget of a few thousandths is not used up by one input.
-            let allowed = (began.elapsed() + Duration::from_secs(1)).mul_f64(f64::from(policy.cpu_permille) / 1000.0);
+            let allowed =
+                (began.elapsed() + Duration::from_secs(1)).mul_f64(f64::from(policy.cpu_permille) / 1000.0);
             if busy > allowed {
                 found.skipped += 1;
             } else {

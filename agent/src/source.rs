@@ -159,7 +159,8 @@ async fn ask(
         StatusCode::PRECONDITION_FAILED if from > 0 => Ok(Answer::Changed),
         StatusCode::PARTIAL_CONTENT if from > 0 => {
             let begins = response.headers().get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
-            let begins = begins.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+            let begins =
+                begins.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
             if begins == Some(from) {
                 return Ok(body(response, 0));
             }
@@ -178,7 +179,8 @@ fn refused(what: &str, status: StatusCode, response: &reqwest::Response) -> Trou
         || status == StatusCode::TOO_MANY_REQUESTS
         || status == StatusCode::REQUEST_TIMEOUT;
     let code = if again { Code::FetchUnreachable } else { Code::FetchRefused };
-    let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let seconds =
+        response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     let wait = seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER)).filter(|_| again);
     Trouble { failure: Failure::new(code, format!("fetch {what}: status {status}")), wait }
 }
@@ -191,7 +193,8 @@ impl Body {
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         match self {
             Self::Http { response, skip, name } => loop {
-                let Some(mut bytes) = response.chunk().await.map_err(|error| unreachable(name, &error))? else {
+                let Some(mut bytes) = response.chunk().await.map_err(|error| unreachable(name, &error))?
+                else {
                     return Ok(None);
                 };
                 let skipped = (*skip).min(bytes.len() as u64);
@@ -216,13 +219,15 @@ impl Body {
 /// the agent a file of its own device.
 fn open_beneath(folder: &Path, path: &str, from: u64) -> Result<Option<Body>, Failure> {
     use std::io::{Seek, SeekFrom};
-    let outside = |why: &str| Failure::new(Code::FetchOutside, format!("open {path} in {}: {why}", folder.display()));
+    let outside =
+        |why: &str| Failure::new(Code::FetchOutside, format!("open {path} in {}: {why}", folder.display()));
     let refuse = |error: rustix::io::Errno| match error {
         rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR => outside("it is or leads through a link"),
         other => unreachable(path, &std::io::Error::from(other)),
     };
     let parts: Vec<Component<'_>> = Path::new(path).components().collect();
-    let Some((Component::Normal(name), folders)) = parts.split_last().map(|(last, rest)| (*last, rest)) else {
+    let Some((Component::Normal(name), folders)) = parts.split_last().map(|(last, rest)| (*last, rest))
+    else {
         return Err(outside("it is no name of a file"));
     };
     let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

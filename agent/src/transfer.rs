@@ -96,7 +96,11 @@ pub struct Transfer<'a> {
 }
 
 pub(crate) fn storage(what: &Path, error: &std::io::Error) -> Failure {
-    let code = if error.kind() == std::io::ErrorKind::StorageFull { Code::FetchNoSpace } else { Code::StorageFailed };
+    let code = if error.kind() == std::io::ErrorKind::StorageFull {
+        Code::FetchNoSpace
+    } else {
+        Code::StorageFailed
+    };
     Failure::new(code, format!("write {}: {error}", what.display()))
 }
 
@@ -119,7 +123,8 @@ impl Transfer<'_> {
         let part = slots.part(slot);
         durable::create_folder(&part).map_err(|e| storage(&part, &e))?;
         let path = part.join("manifest.json");
-        durable::replace(&path, contents.manifest, durable::Access::Normal).map_err(|e| storage(&path, &e))?;
+        durable::replace(&path, contents.manifest, durable::Access::Normal)
+            .map_err(|e| storage(&path, &e))?;
         let total: u64 = contents.blobs.iter().map(|blob| blob.length).sum();
         self.progress.done.store(0, Ordering::Relaxed);
         self.progress.total.store(total, Ordering::Relaxed);
@@ -142,7 +147,8 @@ impl Transfer<'_> {
         self.progress.done.fetch_add(verifier.offset(), Ordering::Relaxed);
         // Room is taken before the first byte: a full disk is found now and not half-way. Some file systems
         // cannot.
-        if let Err(error) = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, blob.length)
+        if let Err(error) =
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, blob.length)
             && error == rustix::io::Errno::NOSPC
         {
             return Err(storage(path, &error.into()).into());
@@ -160,7 +166,10 @@ impl Transfer<'_> {
                 Ok(Ended::WindowClosed) => {}
                 Err(trouble) => {
                     tracing::warn!(source = %current, code = trouble.failure.code.as_str(), "{}", trouble.failure.message);
-                    if matches!(trouble.failure.code, Code::StorageFailed | Code::FetchNoSpace | Code::FetchBudget) {
+                    if matches!(
+                        trouble.failure.code,
+                        Code::StorageFailed | Code::FetchNoSpace | Code::FetchBudget
+                    ) {
                         return Err(trouble);
                     }
                     verifier.rewind();

@@ -19,7 +19,9 @@ const LOOKED_AT: u32 = 100;
 
 /// Arguments of `install`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  farlight-agent install /media/usb/farlight\n\nMake the folder with: farlight release export RELEASE --out FOLDER")]
+#[command(
+    after_help = "Example:\n  farlight-agent install /media/usb/farlight\n\nMake the folder with: farlight release export RELEASE --out FOLDER"
+)]
 pub(super) struct Args {
     /// The folder, as `farlight release export` made it; the agent's own user must be able to read it.
     bundle: PathBuf,
@@ -71,7 +73,8 @@ pub(super) async fn run(settings: &Settings, args: Args) -> Result<(), Fatal> {
     match ended.iter().find(|row| row.state != "confirmed") {
         None => Ok(()),
         Some(row) => {
-            let hint = farlight_wire::codes::Code::parse(&row.code).map_or("see the agent's log", |c| c.hint());
+            let hint =
+                farlight_wire::codes::Code::parse(&row.code).map_or("see the agent's log", |c| c.hint());
             let error = anyhow!("{} is {}: {} ({})", row.release, row.state, row.message, row.code);
             Err(Fatal::new(ExitCode::Failure, error, hint))
         }
@@ -102,9 +105,9 @@ async fn follow(
         let rows = Journal::history(history, None, LOOKED_AT)
             .map_err(|e| Fatal::new(ExitCode::Resource, e, hint))?;
         let ends = ["confirmed", "failed", "rolled_back"];
-        let row = rows.into_iter().find(|row| {
-            row.release == release && row.at.0 >= before && ends.contains(&row.state.as_str())
-        });
+        let row = rows
+            .into_iter()
+            .find(|row| row.release == release && row.at.0 >= before && ends.contains(&row.state.as_str()));
         if let Some(row) = row {
             return Ok(row);
         }

@@ -247,7 +247,8 @@ fn errors(code: Option<&str>) -> Result<(), Fatal> {
     };
     let unknown = || anyhow!("there is no error code {text:?}");
     let code = Code::parse(text).ok_or_else(unknown);
-    let code = code.map_err(|e| Fatal::new(ExitCode::Failure, e, "see all of them: farlight-agent errors"))?;
+    let code =
+        code.map_err(|e| Fatal::new(ExitCode::Failure, e, "see all of them: farlight-agent errors"))?;
     let again = match code.again() {
         Again::Later => "the same attempt may succeed later by itself",
         Again::Never => "the same attempt will fail again until something is changed",

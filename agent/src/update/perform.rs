@@ -80,14 +80,14 @@ impl Driver {
         let (state, error) = (update.state, update.error.as_ref());
         tracing::info!(release = %update.release, ?state, code = error.map(|e| e.code.as_str()),
             message = error.map(|e| e.message.as_str()), "update");
-        let ended =
-            matches!(state, UpdateState::Failed | UpdateState::RolledBack | UpdateState::Confirmed);
+        let ended = matches!(state, UpdateState::Failed | UpdateState::RolledBack | UpdateState::Confirmed);
         if let Some(error) = update.error.as_mut().filter(|_| ended) {
             for line in logs::last(&[" WARN ", "ERROR "], LOG_LINES) {
                 error.message.push_str("\nlog: ");
                 error.message.push_str(&line);
             }
-            let end = (0..=MAX_TEXT.min(error.message.len())).rev().find(|at| error.message.is_char_boundary(*at));
+            let end =
+                (0..=MAX_TEXT.min(error.message.len())).rev().find(|at| error.message.is_char_boundary(*at));
             error.message.truncate(end.unwrap_or(0));
         }
         self.report(report::Event::Update(update));
@@ -160,8 +160,11 @@ impl Driver {
         policy: farlight_device::shadow::Policy,
     ) -> Result<(), Failure> {
         let failed = |text: String| Failure::new(Code::ShadowErrors, text);
-        let running = self.parts.models.find(name.as_str(), None).map_err(|error| failed(error.to_string()))?;
-        let Some(model) = self.models.get_mut(name) else { return Err(failed("the model is gone".to_owned())) };
+        let running =
+            self.parts.models.find(name.as_str(), None).map_err(|error| failed(error.to_string()))?;
+        let Some(model) = self.models.get_mut(name) else {
+            return Err(failed("the model is gone".to_owned()));
+        };
         let (sender, generation, owner) = (self.sender.clone(), model.generation, name.clone());
         let tell = move |found| {
             let done = Done::Shadowed(Box::new(found));
@@ -257,7 +260,8 @@ impl Driver {
             model.pointer = pointer;
         }
         let active = self.parts.models.find(name.as_str(), None).ok();
-        if active.as_ref().is_some_and(|loaded| loaded.slot != *slot) || self.parts.models.revert(name.as_str())
+        if active.as_ref().is_some_and(|loaded| loaded.slot != *slot)
+            || self.parts.models.revert(name.as_str())
         {
             return Some(Event::RolledBack);
         }

@@ -301,7 +301,8 @@ impl Fetch {
         };
         compatible(release, &manifest.requires, &self.labels)?;
         self.is_wanted(manifest.sha256())?;
-        let blobs = manifest.variants.first().map(|variant| &variant.blob).into_iter().chain([&manifest.golden]);
+        let blobs =
+            manifest.variants.first().map(|variant| &variant.blob).into_iter().chain([&manifest.golden]);
         let contents = Contents { manifest: &bytes, blobs: blobs.collect() };
         transfer.slot(&self.slots, &self.slot, &contents).await
     }
@@ -311,7 +312,10 @@ impl Fetch {
         if digest == self.slot.digest {
             return Ok(());
         }
-        let text = format!("{} was signed anew meanwhile; the next assignment says what is wanted", self.slot.release);
+        let text = format!(
+            "{} was signed anew meanwhile; the next assignment says what is wanted",
+            self.slot.release
+        );
         Err(Failure::new(Code::Superseded, text))
     }
 }
@@ -319,9 +323,10 @@ impl Fetch {
 /// The digest that signed metadata gives the manifest of a release.
 fn slot_of(client: &Client, release: &ReleaseId) -> Result<Slot, Failure> {
     let target = client.permits(release).map_err(|e| coded(e.code(), e.to_string()))?;
-    let digest = target.hashes.get("sha256").ok_or_else(|| {
-        Failure::new(Code::TufMalformed, format!("the target of {release} has no SHA-256"))
-    })?;
+    let digest = target
+        .hashes
+        .get("sha256")
+        .ok_or_else(|| Failure::new(Code::TufMalformed, format!("the target of {release} has no SHA-256")))?;
     Ok(Slot { release: release.clone(), digest: digest.to_owned() })
 }
 
@@ -340,7 +345,9 @@ pub(super) async fn find_bundle(
 ) -> Result<Vec<Slot>, Failure> {
     let refuse = |text: String| Failure::new(Code::FetchRefused, text);
     let list = bundle.small("bundle.json", MAX_BUNDLE).await?;
-    let list = list.ok_or_else(|| refuse(format!("{bundle} has no bundle.json; make it with farlight release export")))?;
+    let list = list.ok_or_else(|| {
+        refuse(format!("{bundle} has no bundle.json; make it with farlight release export"))
+    })?;
     let list: Bundle =
         serde_json::from_slice(&list).map_err(|error| refuse(format!("bundle.json of {bundle}: {error}")))?;
     let releases: Vec<ReleaseId> =

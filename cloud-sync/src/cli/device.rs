@@ -115,7 +115,8 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), CliEr
         Command::Show { device } => show(&device, context).await,
         Command::Rollback { device, model, release, probation } => {
             let body = json!({ "model": model, "release": release, "probation_seconds": probation });
-            let answer: Value = context.api()?.post(&format!("/api/v1/devices/{device}/rollback"), &body).await?;
+            let answer: Value =
+                context.api()?.post(&format!("/api/v1/devices/{device}/rollback"), &body).await?;
             context.answer(&answer, |answer| format!("{device} goes back to {}", text(answer, "release")))
         }
         Command::Pause { device, hours } => {

@@ -25,7 +25,9 @@ pub(super) async fn by_digest(mut request: Request, next: Next) -> Response {
 
 fn tag(path: &str) -> Option<HeaderValue> {
     let id = path.rsplit_once("blobs/")?.1;
-    farlight_release::digest::is_sha256(id).then(|| HeaderValue::from_str(&format!("\"{id}\"")).ok()).flatten()
+    farlight_release::digest::is_sha256(id)
+        .then(|| HeaderValue::from_str(&format!("\"{id}\"")).ok())
+        .flatten()
 }
 
 #[cfg(test)]

@@ -469,14 +469,20 @@ pub async fn roll_back(
         None => {
             let before = records::before(&mut write, &device, request.model.as_str()).await?;
             let none = || {
-                ApiError::conflict("rollback.nothing", format!("nothing of {} ran on {id} before", request.model))
-                    .hint("name the release to go back to")
+                ApiError::conflict(
+                    "rollback.nothing",
+                    format!("nothing of {} ran on {id} before", request.model),
+                )
+                .hint("name the release to go back to")
             };
             before.and_then(|text| text.parse().ok()).ok_or_else(none)?
         }
     };
     if release.model != request.model {
-        return Err(ApiError::bad_request("rollback.model", format!("{release} is no release of {}", request.model)));
+        return Err(ApiError::bad_request(
+            "rollback.model",
+            format!("{release} is no release of {}", request.model),
+        ));
     }
     if let Err(error) = app.registry.permits(&release).await {
         return Err(ApiError::conflict("release.not_permitted", error.to_string())

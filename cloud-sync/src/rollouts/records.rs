@@ -523,7 +523,8 @@ pub(super) async fn adopt(write: &mut Write, device: &DeviceId, now: Millis) -> 
     let mut adopted = std::collections::BTreeSet::new();
     for row in &rows {
         let rollout = rollout(row)?;
-        let (model, name) = (rollout.settings.plan.release.model.clone(), &rollout.settings.plan.release.model);
+        let (model, name) =
+            (rollout.settings.plan.release.model.clone(), &rollout.settings.plan.release.model);
         let completed = rollout.progress == Progress::Completed
             && rollout.settings.plan.waves.last() == Some(&farlight_wire::Permille::ALL);
         if completed && selected(&rollout.settings.selector, &labels) && adopted.insert(model) {

@@ -352,7 +352,9 @@ mod tests {
 
     #[test]
     fn evidence_is_finite_or_none_for_any_counts() {
-        for (bad, of, allowed) in [(0, 0, 0.1), (5, 3, 0.1), (0, 10, 0.0), (10, 10, 1.0), (1 << 40, 1 << 41, 0.9)] {
+        for (bad, of, allowed) in
+            [(0, 0, 0.1), (5, 3, 0.1), (0, 10, 0.0), (10, 10, 1.0), (1 << 40, 1 << 41, 0.9)]
+        {
             assert!(!evidence(bad, of, allowed).is_nan(), "{bad} {of} {allowed}");
         }
         assert!(evidence(50, 100, 0.01) > 100.0);

@@ -169,7 +169,8 @@ mod tests {
     #[test]
     fn an_unconfirmed_release_is_never_gone_back_to() {
         let pointer = Pointer::default().activate(slot("1.0.0"), 1, Origin::Cloud).confirm();
-        let pointer = pointer.activate(slot("2.0.0"), 2, Origin::Cloud).activate(slot("3.0.0"), 3, Origin::Cloud);
+        let pointer =
+            pointer.activate(slot("2.0.0"), 2, Origin::Cloud).activate(slot("3.0.0"), 3, Origin::Cloud);
         assert_eq!(pointer.revert().active, Some(slot("1.0.0")));
         assert_eq!(Pointer::default().activate(slot("1.0.0"), 1, Origin::Cloud).revert().active, None);
     }

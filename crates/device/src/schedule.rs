@@ -38,7 +38,9 @@ impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Paused(until) => write!(f, "updates are paused until {} ms", until.0),
-            Self::Locked { holder, until } => write!(f, "{holder} holds the update lock until {} ms", until.0),
+            Self::Locked { holder, until } => {
+                write!(f, "{holder} holds the update lock until {} ms", until.0)
+            }
             Self::OutsideWindow => f.write_str("no activation window is open"),
         }
     }
@@ -189,7 +191,11 @@ mod tests {
             (0, 20, 0, 120, true),
             (1, 0, 30, -300, false),
         ] {
-            assert_eq!(night.is_open(at(day, hour, minute), offset), open, "{day} {hour}:{minute} {offset:+}");
+            assert_eq!(
+                night.is_open(at(day, hour, minute), offset),
+                open,
+                "{day} {hour}:{minute} {offset:+}"
+            );
         }
         let weekend: Window = "Sat,Sun 00:00-24:00".parse().unwrap();
         assert!(weekend.is_open(at(6, 23, 59), 0) && !weekend.is_open(at(7, 0, 0), 0));
@@ -203,7 +209,17 @@ mod tests {
 
     #[test]
     fn what_is_no_window_is_refused() {
-        for text in ["", "mon", "25:00-26:00", "1:00-2:00", "foo 01:00-02:00", "01:00", "01:00-01:00", "24:00-01:00", "01:60-02:00"] {
+        for text in [
+            "",
+            "mon",
+            "25:00-26:00",
+            "1:00-2:00",
+            "foo 01:00-02:00",
+            "01:00",
+            "01:00-01:00",
+            "24:00-01:00",
+            "01:60-02:00",
+        ] {
             assert!(text.parse::<Window>().is_err(), "{text}");
         }
         assert_eq!("mon 01:00-02:00".parse::<Window>().unwrap().to_string(), "mon 01:00-02:00");

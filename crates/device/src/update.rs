@@ -413,10 +413,9 @@ impl Machine {
                 State::Idle
             }
 
-            (
-                State::Fetching(job) | State::Verifying(job) | State::SelfTest(job),
-                Event::Failed(failure),
-            ) => self.failed(&job, failure, now, effects),
+            (State::Fetching(job) | State::Verifying(job) | State::SelfTest(job), Event::Failed(failure)) => {
+                self.failed(&job, failure, now, effects)
+            }
             (State::Shadow { job, .. }, Event::Failed(failure)) => {
                 effects.push(Effect::Cancel);
                 self.failed(&job, failure, now, effects)
@@ -479,7 +478,11 @@ impl Machine {
                 self.remember_bad(&job, &failure, effects);
                 self.running = None;
                 self.previous = None;
-                let text = format!("after {} ({}): the previous release did not come back", failure.code.as_str(), failure.message);
+                let text = format!(
+                    "after {} ({}): the previous release did not come back",
+                    failure.code.as_str(),
+                    failure.message
+                );
                 let failure = Failure::new(Code::RollBackStuck, text);
                 effects.push(self.report(&job, UpdateState::Failed, Some(failure), now));
                 State::Idle

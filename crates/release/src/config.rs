@@ -116,7 +116,8 @@ impl ConfigManifest {
             }
             let shares =
                 [("hard_permille", settings.hard_permille), ("control_permille", settings.control_permille)];
-            if let Some((name, _)) = shares.iter().find(|(_, share)| share.is_some_and(|share| share > 1000)) {
+            if let Some((name, _)) = shares.iter().find(|(_, share)| share.is_some_and(|share| share > 1000))
+            {
                 return invalid(field(name), "must be from 0 to 1000");
             }
         }

@@ -233,6 +233,10 @@ mod tests {
     #[test]
     fn the_document_holds_the_table() {
         let document = include_str!("../../../docs/errors.md");
-        assert!(document.contains(&table()), "docs/errors.md is not the list of codes; it should hold:\n{}", table());
+        assert!(
+            document.contains(&table()),
+            "docs/errors.md is not the list of codes; it should hold:\n{}",
+            table()
+        );
     }
 }

@@ -186,6 +186,27 @@ impl Device {
         Ok(self.http.get("http://agent/farlight/status").send().await?.json().await?)
     }
 
+    /// Runs one command of the agent's own command line; what it printed, and whether it succeeded.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub async fn cli(&self, args: &[&str]) -> anyhow::Result<(bool, String)> {
+        let mut command = tokio::process::Command::from(self.command());
+        let output = command.args(args).output().await.context("start farlight-agent")?;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// Takes the update lock (`PUT`) or gives it back (`DELETE`); the status of the answer.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub async fn lock(&self, method: reqwest::Method, holder: &str) -> anyhow::Result<u16> {
+        let body = json!({ "holder": holder, "seconds": 60 }).to_string();
+        let request = self.http.request(method, "http://agent/farlight/lock").body(body);
+        Ok(request.send().await?.status().as_u16())
+    }
+
     /// The version that runs, if any.
     ///
     /// # Errors

@@ -85,11 +85,23 @@ impl Fleet {
     /// # Errors
     /// When the cloud refuses it.
     pub async fn roll_out_soaking(&self, version: &str, soak_seconds: u64) -> anyhow::Result<String> {
-        let body = json!({
-            "release": format!("{MODEL}/{version}"), "fleet": "default", "waves": [{ "permille": 1000 }],
-            "soak_seconds": soak_seconds, "probation_seconds": 1, "min_requests": 1,
+        let release = format!("{MODEL}/{version}");
+        self.roll_out_with(&release, &json!({ "soak_seconds": soak_seconds })).await
+    }
+
+    /// Creates a rollout of a release with other settings than the usual ones; its id.
+    ///
+    /// # Errors
+    /// When the cloud refuses it.
+    pub async fn roll_out_with(&self, release: &str, settings: &Value) -> anyhow::Result<String> {
+        let mut body = json!({
+            "release": release, "fleet": "default", "waves": [{ "permille": 1000 }],
+            "soak_seconds": 0, "probation_seconds": 1, "min_requests": 1,
             "max_failures_permille": 0, "deadline_seconds": 90,
         });
+        for (key, value) in settings.as_object().into_iter().flatten() {
+            body[key] = value.clone();
+        }
         let created = self.operator.api()?.post("/api/v1/rollouts", &body).await?;
         Ok(created["id"].as_str().context("no id of the rollout")?.to_owned())
     }

@@ -14,6 +14,7 @@ pub use device::{Answer, Device, DeviceOptions, InferFailure};
 pub use fleet::{Fleet, MODEL};
 pub use process::{Programs, workspace_root};
 pub use proxy::Proxy;
+pub use reqwest;
 
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

@@ -7,12 +7,8 @@ use super::*;
 
 const POLICY: Policy = Policy { duration: Millis(1_000), min_requests: 40 };
 
-const SHADOW: shadow::Policy = shadow::Policy {
-    trial: POLICY,
-    share_permille: 1000,
-    cpu_permille: 100,
-    agreement_permille: 0,
-};
+const SHADOW: shadow::Policy =
+    shadow::Policy { trial: POLICY, share_permille: 1000, cpu_permille: 100, agreement_permille: 0 };
 
 fn release(version: &str) -> Slot {
     Slot { release: format!("m/{version}").parse().unwrap(), digest: format!("digest of {version}") }
@@ -163,7 +159,10 @@ fn a_newer_wish_replaces_an_older_one_in_every_state() {
         assert_eq!(job.want.slot, release("3.0.0"), "{steps}");
         // The one before has one end, and it is said.
         let ends = |state| matches!(state, UpdateState::Failed | UpdateState::RolledBack);
-        assert_eq!(states(&effects).into_iter().filter(|state| ends(*state)).count(), usize::from(wished > 0));
+        assert_eq!(
+            states(&effects).into_iter().filter(|state| ends(*state)).count(),
+            usize::from(wished > 0)
+        );
         assert_eq!(m.running(), Some(&release("1.0.0")), "{steps}");
     }
 }
