@@ -53,13 +53,14 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Creates a folder and its parents, each durable.
+/// Creates a folder and its parents, each durable. One that is there may have been made by a life that ended
+/// before it could make the name durable, so that is done again.
 ///
 /// # Errors
 /// When one cannot be created or synced.
 pub fn create_folder(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
-        return Ok(());
+        return sync_parent(folder);
     }
     if let Some(parent) = folder.parent().filter(|p| !p.as_os_str().is_empty()) {
         create_folder(parent)?;

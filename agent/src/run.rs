@@ -85,6 +85,7 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         repository,
         journal,
         status: Arc::clone(&status),
+        program: std::env::current_exe().context("find own program")?,
         self_test: Duration::from_secs(settings.update.self_test_seconds),
         metadata_every: Duration::from_secs(settings.update.metadata_seconds),
         activation_windows: settings.update.activation_windows.clone(),

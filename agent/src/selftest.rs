@@ -34,13 +34,12 @@ pub struct Outcome {
     peak_kib: u64,
 }
 
-/// Runs the self-test of a slot in a child process.
+/// Runs the self-test of a slot in a child process of `program`, the agent itself.
 ///
 /// # Errors
 /// `self_test.*` with what was found.
-pub async fn run(folder: &Path, digest: &str, limit: Duration) -> Result<Outcome, Failure> {
+pub async fn run(program: &Path, folder: &Path, digest: &str, limit: Duration) -> Result<Outcome, Failure> {
     let crashed = |text: String| Failure::new(Code::SelfTestCrashed, text);
-    let program = std::env::current_exe().map_err(|e| crashed(format!("find own program: {e}")))?;
     let mut child = tokio::process::Command::new(program)
         .arg("self-test")
         .arg(folder)

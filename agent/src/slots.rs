@@ -13,6 +13,8 @@ use farlight_wire::ModelName;
 
 use crate::durable::{self, Access};
 
+/// The file that says that a slot passed its self-test on this device.
+const TESTED: &str = "self-tested";
 /// Bytes read at a time while hashing.
 const READ: usize = 256 * 1024;
 
@@ -153,13 +155,22 @@ impl Slots {
         open_either(&slot.release.model, &self.folder(slot), &slot.digest)
     }
 
-    /// A valid slot of a model that is not `failed`, whichever is found first: the last resort when the
-    /// pointer is damaged, or what it names cannot be loaded.
+    /// Notes durably that a slot passed its self-test on this device.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn mark_tested(&self, slot: &Slot) -> Result<(), SlotError> {
+        let path = self.folder(slot).join(TESTED);
+        durable::replace(&path, b"", Access::Normal).map_err(io("write", &path))
+    }
+
+    /// A valid slot of a model that passed its self-test here and is not `failed`, whichever is found first:
+    /// the last resort when the pointer is damaged, or what it names cannot be loaded.
     pub fn any(&self, model: &ModelName, failed: &[&str]) -> Option<Slot> {
         let folder = self.root.join(model.as_str());
         fs::read_dir(folder).ok()?.flatten().find_map(|entry| {
             let digest = entry.file_name().to_str()?.to_owned();
-            if failed.contains(&digest.as_str()) {
+            if failed.contains(&digest.as_str()) || !entry.path().join(TESTED).is_file() {
                 return None;
             }
             let release = match open_either(model, &entry.path(), &digest).ok()? {

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::durable;
 use farlight_device::retention::{self, Evict};
 use farlight_wire::{Case, Millis, Seq, Stream, Window};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
@@ -123,7 +124,7 @@ pub(crate) fn open_or_quarantine(
     }
     let aside = path.with_extension(format!("damaged-{}", now.0));
     let quarantine = |source| StoreError::Quarantine { path: path.into(), source };
-    std::fs::rename(path, &aside).map_err(quarantine)?;
+    // The log goes first and durably: a power cut must never leave it beside a fresh database.
     for suffix in ["-wal", "-shm"] {
         let mut extra = path.as_os_str().to_owned();
         extra.push(suffix);
@@ -132,6 +133,9 @@ pub(crate) fn open_or_quarantine(
             _ => {}
         }
     }
+    durable::sync_parent(path).map_err(quarantine)?;
+    std::fs::rename(path, &aside).map_err(quarantine)?;
+    durable::sync_parent(path).map_err(quarantine)?;
     let db = open_checked(path, schema, tables).map_err(sqlite)?;
     let db = db.ok_or_else(|| sqlite(rusqlite::Error::InvalidQuery))?;
     Ok((db, Some(aside)))

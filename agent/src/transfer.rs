@@ -173,6 +173,10 @@ impl Transfer<'_> {
                         return Err(trouble);
                     }
                     verifier.rewind();
+                    if verifier.offset() == blob.length {
+                        // Whole, and then more: who sends what was not signed is not believed.
+                        return Err(trouble);
+                    }
                     let later = trouble.failure.code.again() == Again::Later;
                     if best.as_ref().is_none_or(|best| later || best.failure.code.again() == Again::Never) {
                         best = Some(trouble);

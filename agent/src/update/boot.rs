@@ -65,10 +65,16 @@ impl Driver {
             Boot::Run { write: None } => (pointer, None),
             Boot::Run { write: Some(next) } => {
                 // Counted before it is loaded: a release that brings the agent down uses up its trials.
-                if let Err(error) = slots.write_pointer(name, &next) {
-                    tracing::error!(%error, "a trial is not counted");
+                match slots.write_pointer(name, &next) {
+                    Ok(()) => (next, None),
+                    // A trial that cannot be counted is not begun: on a full disk it would never end.
+                    Err(error) => {
+                        let text = format!("its trial cannot be counted: {error}");
+                        let failed = pointer.active.clone();
+                        let failure = Failure::new(Code::StorageFailed, text);
+                        (pointer.revert(), failed.map(|failed| (failed, failure)))
+                    }
                 }
-                (next, None)
             }
             Boot::Revert { write, failed } => {
                 let text = format!("{} was started too often without proving itself", failed.release);

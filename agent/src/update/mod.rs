@@ -9,6 +9,7 @@ mod perform;
 mod steps;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -124,6 +125,8 @@ pub struct Parts {
     pub journal: Journal,
     /// What the agent says of itself.
     pub status: Arc<Status>,
+    /// The agent's own program, which is its own child for self-tests.
+    pub program: PathBuf,
     /// Longest self-test.
     pub self_test: Duration,
     /// How often metadata is looked at.

@@ -110,7 +110,13 @@ impl Driver {
                 Event::Fetched
             }
             Done::Verified => Event::Verified,
-            Done::SelfTested => Event::SelfTested,
+            Done::SelfTested => {
+                let marked = model.staged.as_ref().map(|slot| self.parts.slots.mark_tested(slot));
+                match marked {
+                    Some(Err(error)) => Event::Failed(Failure::new(Code::StorageFailed, error.to_string())),
+                    _ => Event::SelfTested,
+                }
+            }
             Done::ShadowReady(candidate, policy) => match self.begin_shadow(&step.model, candidate, policy) {
                 Ok(()) => return,
                 Err(failure) => Event::Failed(failure),

@@ -118,6 +118,7 @@ impl Driver {
 
     pub(super) fn spawn_self_test(&mut self, name: &ModelName) {
         let (staged, slots, limit) = (self.staged(name), self.parts.slots.clone(), self.parts.self_test);
+        let program = self.parts.program.clone();
         self.spawn(name, async move {
             let slot = match staged {
                 Ok(slot) => slot,
@@ -127,7 +128,7 @@ impl Driver {
                 // It holds settings only: what reading and checking it can find was found by verifying it.
                 return Done::SelfTested;
             }
-            match selftest::run(&slots.folder(&slot), &slot.digest, limit).await {
+            match selftest::run(&program, &slots.folder(&slot), &slot.digest, limit).await {
                 Ok(_) => Done::SelfTested,
                 Err(failure) => Done::Failed(failure),
             }

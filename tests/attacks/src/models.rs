@@ -1,0 +1,126 @@
+//! The models of the fixtures: a tiny honest one and hostile ones, each with its manifest.
+
+use anyhow::Context;
+use farlight_inference::{Pipeline, golden};
+use farlight_onnx::Dim;
+use farlight_onnx::builder::GraphBuilder;
+use farlight_release::blob;
+use farlight_release::manifest::Manifest;
+use serde_json::{Value, json};
+
+/// Elements of the input, shape [2, 3].
+const ELEMENTS: usize = 6;
+/// Side of the matrices of the model that takes too long: each product is 17 billion operations.
+const SIDE: i64 = 2048;
+/// How many such products it computes.
+const PRODUCTS: usize = 400;
+/// Elements that the greedy model asks for at once: 64 GiB.
+const GREEDY: i64 = 16 << 30;
+
+/// A model file with its golden vectors.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The ONNX file.
+    pub onnx: Vec<u8>,
+    /// The golden vectors.
+    pub golden: Vec<u8>,
+}
+
+fn begin() -> GraphBuilder {
+    let dims = |last: &[usize]| -> Vec<Dim> {
+        std::iter::once(Dim::Free("batch".into())).chain(last.iter().map(|n| Dim::Fixed(*n))).collect()
+    };
+    GraphBuilder::new("tiny").input("x", &dims(&[2, 3])).output("y", &dims(&[2]))
+}
+
+fn weights(seed: f32) -> Vec<f32> {
+    (0..ELEMENTS * 2).map(|n| ((n as f32 * 0.7 + seed).sin() * 8.0).round() / 8.0).collect()
+}
+
+/// A linear classifier; another `seed` gives other weights.
+///
+/// # Errors
+/// When the graph cannot be built.
+pub fn honest(seed: f32) -> anyhow::Result<Parts> {
+    let model = begin()
+        .i64("flat", &[2], &[-1, ELEMENTS as i64])
+        .f32("w", &[ELEMENTS, 2], &weights(seed))
+        .node("Reshape", &["x", "flat"], &["flattened"], &[])
+        .node("MatMul", &["flattened", "w"], &["y"], &[])
+        .finish()?;
+    let onnx = model.to_bytes();
+    let inputs: Vec<Vec<f32>> =
+        (0..4).map(|row| (0..ELEMENTS).map(|n| ((row * 5 + n) as f32).sin()).collect()).collect();
+    let manifest = manifest("m/0.0.0", &onnx, b"none", &json!({}))?;
+    let mut worker = Pipeline::load(&manifest, &onnx)?.worker()?;
+    let golden = golden::encode(&golden::build(&mut worker, &inputs)?)?;
+    Ok(Parts { onnx, golden })
+}
+
+/// A model that asks for more memory than any gateway has.
+///
+/// # Errors
+/// When the graph cannot be built.
+pub fn greedy() -> anyhow::Result<Parts> {
+    let model = begin()
+        .i64("size", &[2], &[GREEDY, 1])
+        .i64("flat", &[2], &[-1, ELEMENTS as i64])
+        .i64("axes", &[1], &[0])
+        .f32("w", &[ELEMENTS, 2], &weights(0.0))
+        .node("Reshape", &["x", "flat"], &["flattened"], &[])
+        .node("MatMul", &["flattened", "w"], &["small"], &[])
+        .node("Expand", &["small", "size"], &["huge"], &[])
+        .node("Relu", &["huge"], &["huge2"], &[])
+        .node("ReduceSum", &["huge2", "axes"], &["y"], &[])
+        .finish()?;
+    Ok(Parts { onnx: model.to_bytes(), golden: honest(0.0)?.golden })
+}
+
+/// A model that computes for longer than anybody waits.
+///
+/// # Errors
+/// When the graph cannot be built.
+pub fn endless() -> anyhow::Result<Parts> {
+    let mut graph = begin()
+        .i64("size", &[2], &[SIDE, SIDE])
+        .i64("flat", &[2], &[-1, ELEMENTS as i64])
+        .i64("axes", &[1], &[0])
+        .f32("w", &[ELEMENTS, 1], &weights(0.0)[..ELEMENTS])
+        .f32("ends", &[SIDE as usize, 2], &vec![0.0; SIDE as usize * 2])
+        .node("Reshape", &["x", "flat"], &["flattened"], &[])
+        .node("MatMul", &["flattened", "w"], &["small"], &[])
+        .node("Expand", &["small", "size"], &["p0"], &[]);
+    for n in 0..PRODUCTS {
+        let (from, to) = (format!("p{n}"), format!("p{}", n + 1));
+        graph = graph.node("MatMul", &[&from, &from], &[&to], &[]);
+    }
+    let last = format!("p{PRODUCTS}");
+    let model = graph
+        .node("MatMul", &[&last, "ends"], &["wide"], &[])
+        .node("ReduceSum", &["wide", "axes"], &["y"], &[])
+        .finish()?;
+    Ok(Parts { onnx: model.to_bytes(), golden: honest(0.0)?.golden })
+}
+
+/// A manifest for a model; `changes` replaces fields.
+///
+/// # Errors
+/// When it breaks a rule of its own form.
+pub fn manifest(release: &str, onnx: &[u8], golden: &[u8], changes: &Value) -> anyhow::Result<Manifest> {
+    let mut document = json!({
+        "format": 1, "release": release, "task": "classification",
+        "input": { "name": "x", "datatype": "FP32", "shape": [2, 3], "min": -1000.0, "max": 1000.0,
+            "on_violation": "flag" },
+        "pre": [], "post": [{ "step": "softmax" }], "labels": ["no", "yes"],
+        "variants": [{ "precision": "fp32", "format": "onnx", "blob": blob::describe(onnx) }],
+        "golden": blob::describe(golden), "golden_tolerance": 0.001,
+        "profile": { "features": [], "score_edges": [0.5], "score_counts": [1, 2], "class_counts": [2, 1] },
+        "budgets": { "memory_kib": 262_144, "p95_us": 1_000_000 },
+        "sampling": { "hard_permille": 0, "control_permille": 0, "bytes_per_day": 0 },
+        "requires": {}, "lineage": {}
+    });
+    for (key, value) in changes.as_object().into_iter().flatten() {
+        document[key] = value.clone();
+    }
+    serde_json::from_value(document).context("make a manifest")
+}
