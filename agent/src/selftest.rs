@@ -2,6 +2,7 @@
 //! cannot take the daemon down. The child runs `farlight-agent self-test FOLDER DIGEST` and answers with
 //! one line of JSON.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use farlight_device::update::Failure;
 use farlight_inference::{Pipeline, golden};
 use farlight_wire::codes::Code;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 
@@ -22,6 +23,11 @@ const OVERHEAD_BYTES: u64 = 512 * 1024 * 1024;
 const MAX_ANSWER: u64 = 64 * 1024;
 /// Last bytes of the child's log kept for the report.
 const LOG_TAIL: usize = 2048;
+/// Signals that end a child over its processor time: the warning, and what follows it.
+const XCPU: i32 = Signal::XCPU.as_raw();
+const KILL: i32 = Signal::KILL.as_raw();
+/// The kernel counts processor time in whole seconds.
+const SECOND: Duration = Duration::from_secs(1);
 
 /// What the child found.
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,6 +46,7 @@ pub struct Outcome {
 /// `self_test.*` with what was found.
 pub async fn run(program: &Path, folder: &Path, digest: &str, limit: Duration) -> Result<Outcome, Failure> {
     let crashed = |text: String| Failure::new(Code::SelfTestCrashed, text);
+    let started = Instant::now();
     let mut child = tokio::process::Command::new(program)
         .arg("self-test")
         .arg(folder)
@@ -81,12 +88,23 @@ pub async fn run(program: &Path, folder: &Path, digest: &str, limit: Duration) -
     let Some(outcome) = status.success().then(|| serde_json::from_slice::<Outcome>(&answer).ok()).flatten()
     else {
         let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL)..]).into_owned();
-        return Err(crashed(format!("the self-test ended with {status}; its log ends: {tail}")));
+        let text = format!("the self-test ended with {status}; its log ends: {tail}");
+        let code = match status.signal() {
+            _ if is_out_of_memory(&tail) => Code::SelfTestBudget,
+            Some(XCPU | KILL) if started.elapsed() + SECOND >= limit => Code::SelfTestTimeout,
+            _ => Code::SelfTestCrashed,
+        };
+        return Err(Failure::new(code, text));
     };
     match outcome.failure {
         None => Ok(outcome),
         Some((code, message)) => Err(coded(&code, message)),
     }
+}
+
+/// Whether a text is how an engine, or the allocator, says that the memory limit was met.
+fn is_out_of_memory(text: &str) -> bool {
+    ["failed to allocate", "memory allocation of"].iter().any(|sign| text.contains(sign))
 }
 
 /// The child's side: limits itself, runs the golden vectors, prints the outcome.
@@ -114,7 +132,17 @@ fn test(folder: &Path, digest: &str, cpu_seconds: u64, outcome: &mut Outcome) ->
         times.push(last.elapsed().as_micros() as u64);
         last = Instant::now();
     })
-    .map_err(|e| fail(Code::SelfTestGolden, e.to_string()))?;
+    .map_err(|error| {
+        let text = error.to_string();
+        let code = match &error {
+            golden::GoldenError::Run { .. } if is_out_of_memory(&text) => Code::SelfTestBudget,
+            golden::GoldenError::Run { .. } => Code::SelfTestCrashed,
+            golden::GoldenError::Malformed(_)
+            | golden::GoldenError::Mismatch { .. }
+            | golden::GoldenError::Outputs { .. } => Code::SelfTestGolden,
+        };
+        fail(code, text)
+    })?;
 
     times.sort_unstable();
     outcome.p95_us = times.get(times.len() * 95 / 100).copied().unwrap_or(0);

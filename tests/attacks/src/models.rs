@@ -3,7 +3,7 @@
 use anyhow::Context;
 use farlight_inference::{Pipeline, golden};
 use farlight_onnx::Dim;
-use farlight_onnx::builder::GraphBuilder;
+use farlight_onnx::builder::{GraphBuilder, int};
 use farlight_release::blob;
 use farlight_release::manifest::Manifest;
 use serde_json::{Value, json};
@@ -14,8 +14,8 @@ const ELEMENTS: usize = 6;
 const SIDE: i64 = 2048;
 /// How many such products it computes.
 const PRODUCTS: usize = 400;
-/// Elements that the greedy model asks for at once: 64 GiB.
-const GREEDY: i64 = 16 << 30;
+/// How often the greedy model doubles its six elements: to 1.5 TiB.
+const DOUBLINGS: usize = 36;
 
 /// A model file with its golden vectors.
 #[derive(Debug, Clone)]
@@ -57,21 +57,24 @@ pub fn honest(seed: f32) -> anyhow::Result<Parts> {
     Ok(Parts { onnx, golden })
 }
 
-/// A model that asks for more memory than any gateway has.
+/// A model that doubles what it holds, again and again.
 ///
 /// # Errors
 /// When the graph cannot be built.
 pub fn greedy() -> anyhow::Result<Parts> {
-    let model = begin()
-        .i64("size", &[2], &[GREEDY, 1])
+    let mut graph = begin()
         .i64("flat", &[2], &[-1, ELEMENTS as i64])
-        .i64("axes", &[1], &[0])
-        .f32("w", &[ELEMENTS, 2], &weights(0.0))
-        .node("Reshape", &["x", "flat"], &["flattened"], &[])
-        .node("MatMul", &["flattened", "w"], &["small"], &[])
-        .node("Expand", &["small", "size"], &["huge"], &[])
-        .node("Relu", &["huge"], &["huge2"], &[])
-        .node("ReduceSum", &["huge2", "axes"], &["y"], &[])
+        .i64("axes", &[1], &[1])
+        .f32("w", &[1, 2], &[1.0, -1.0])
+        .node("Reshape", &["x", "flat"], &["d0"], &[]);
+    for n in 0..DOUBLINGS {
+        let (from, to) = (format!("d{n}"), format!("d{}", n + 1));
+        graph = graph.node("Concat", &[&from, &from], &[&to], &[int("axis", 1)]);
+    }
+    let last = format!("d{DOUBLINGS}");
+    let model = graph
+        .node("ReduceSum", &[&last, "axes"], &["sum"], &[])
+        .node("MatMul", &["sum", "w"], &["y"], &[])
         .finish()?;
     Ok(Parts { onnx: model.to_bytes(), golden: honest(0.0)?.golden })
 }
