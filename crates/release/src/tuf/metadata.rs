@@ -8,13 +8,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::delegation::Delegations;
 use super::{Role, TufError};
 use crate::digest;
 
 /// The specification version that is written; any 1.x is read.
 pub const SPEC_VERSION: &str = "1.0.34";
 
-type Extra = BTreeMap<String, Value>;
+pub(crate) type Extra = BTreeMap<String, Value>;
 
 /// What the four kinds have in common.
 pub trait Document: Serialize + DeserializeOwned {
@@ -117,6 +118,9 @@ pub struct Timestamp {
     /// The date after which it no longer counts.
     #[serde(with = "stamp")]
     pub expires: Millis,
+    /// When it was signed: the least that the time can be for whoever trusts it. Others ignore it.
+    #[serde(rename = "x-farlight-issued", with = "optional_stamp", default, skip_serializing_if = "Option::is_none")]
+    pub issued: Option<Millis>,
     pub(crate) meta: BTreeMap<String, Meta>,
     #[serde(flatten)]
     pub(crate) extra: Extra,
@@ -163,6 +167,11 @@ impl Snapshot {
     /// What it says of the targets metadata; `None` never occurs in a verified one.
     pub fn targets(&self) -> Option<&Meta> {
         self.meta.get(Role::Targets.file())
+    }
+
+    /// What it says of the metadata of a delegated role.
+    pub fn role(&self, name: &str) -> Option<&Meta> {
+        self.meta.get(&format!("{name}.json"))
     }
 }
 
@@ -264,6 +273,9 @@ pub struct Targets {
     pub expires: Millis,
     /// Target files by name.
     pub targets: BTreeMap<String, Target>,
+    /// Further roles that may speak for targets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegations: Option<Delegations>,
     /// The oldest version of each model that an assignment may name.
     #[serde(rename = "x-farlight-floor", default)]
     pub floor: BTreeMap<ModelName, semver::Version>,
@@ -273,7 +285,7 @@ pub struct Targets {
 
 impl Targets {
     fn check_content(&self) -> Result<(), String> {
-        Ok(())
+        self.delegations.as_ref().map_or(Ok(()), Delegations::check)
     }
 }
 
@@ -305,6 +317,23 @@ impl Target {
     pub fn verify(&self, what: &str, bytes: &[u8]) -> Result<(), TufError> {
         verify_length(what, self.length, bytes)?;
         self.hashes.verify(what, bytes)
+    }
+}
+
+/// [`stamp`] for a field that may be missing.
+mod optional_stamp {
+    use farlight_wire::Millis;
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(at: &Option<Millis>, serializer: S) -> Result<S::Ok, S::Error> {
+        match at {
+            Some(at) => super::stamp::serialize(at, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Millis>, D::Error> {
+        super::stamp::deserialize(deserializer).map(Some)
     }
 }
 
