@@ -119,7 +119,12 @@ pub struct Timestamp {
     #[serde(with = "stamp")]
     pub expires: Millis,
     /// When it was signed: the least that the time can be for whoever trusts it. Others ignore it.
-    #[serde(rename = "x-farlight-issued", with = "optional_stamp", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "x-farlight-issued",
+        with = "optional_stamp",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     pub issued: Option<Millis>,
     pub(crate) meta: BTreeMap<String, Meta>,
     #[serde(flatten)]
@@ -332,7 +337,9 @@ mod optional_stamp {
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Millis>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Millis>, D::Error> {
         super::stamp::deserialize(deserializer).map(Some)
     }
 }

@@ -70,8 +70,7 @@ impl TrustedRoot {
         let authority = authority(&self.root, T::ROLE, "trusted root");
         match authority.check(&what, &envelope) {
             Ok(()) => {
-                let document =
-                    verify::decode(&what, &envelope).map_err(|e| damaged(e.to_string()))?;
+                let document = verify::decode(&what, &envelope).map_err(|e| damaged(e.to_string()))?;
                 Ok(Some(Verified::new(document, bytes)))
             }
             Err(_) if authority.is_forged(&envelope) => {
