@@ -67,9 +67,22 @@ impl Delegations {
         })
     }
 
+    /// The role of this name.
+    pub fn role(&self, name: &str) -> Option<&DelegatedRole> {
+        self.roles.iter().find(|role| role.name == name)
+    }
+
+    /// The usable keys of the role `name`, as [`super::TrustedRoot::keys`].
+    pub fn keys(&self, name: &str) -> BTreeSet<[u8; 32]> {
+        let role = self.role(name);
+        let authority =
+            role.map(|role| Authority::new(&self.keys, &role.keyids, role.threshold, "delegating role"));
+        authority.iter().flat_map(Authority::keys).map(crate::key::Verifier::identity).collect()
+    }
+
     /// The roles that may speak for `path`, most trusted first, up to and with the first terminating one,
     /// and whether there is one.
-    pub(super) fn of(&self, path: &str) -> (Vec<&DelegatedRole>, bool) {
+    pub fn of(&self, path: &str) -> (Vec<&DelegatedRole>, bool) {
         let mut roles = Vec::new();
         for role in self.roles.iter().filter(|role| role.covers(path)) {
             roles.push(role);

@@ -150,6 +150,14 @@ impl Client {
         }
     }
 
+    /// The metadata of a role that the top-level targets delegate to, if a lookup brought it and it still is
+    /// the one that the snapshot lists.
+    pub fn role(&self, name: &str) -> Option<&Verified<Targets>> {
+        let (snapshot, targets) = self.chain().ok()?;
+        let role = targets.delegations.as_ref()?.roles.iter().find(|role| role.name == name)?;
+        self.roles.get(role, targets, snapshot.role(name)?, None)
+    }
+
     /// The signed target of this name. Looking it up comes first, unless the top-level role names it.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::delegation::Delegations;
-use super::{Role, TufError};
+use super::{Role, TufError, verify};
 use crate::digest;
 
 /// The specification version that is written; any 1.x is read.
@@ -174,6 +174,12 @@ impl Snapshot {
         self.meta.get(Role::Targets.file())
     }
 
+    /// What it says of the metadata of delegated roles, by name.
+    pub fn roles(&self) -> impl Iterator<Item = (&str, &Meta)> {
+        let delegated = self.meta.iter().filter(|(file, _)| *file != Role::Targets.file());
+        delegated.filter_map(|(file, meta)| Some((file.strip_suffix(".json")?, meta)))
+    }
+
     /// What it says of the metadata of a delegated role.
     pub fn role(&self, name: &str) -> Option<&Meta> {
         self.meta.get(&format!("{name}.json"))
@@ -289,6 +295,16 @@ pub struct Targets {
 }
 
 impl Targets {
+    /// Reads targets metadata without a look at its signatures: for what was verified once and whose role
+    /// was revoked since. Not to be trusted.
+    ///
+    /// # Errors
+    /// [`TufError`] when it is no targets metadata.
+    pub fn peek(bytes: &[u8]) -> Result<Self, TufError> {
+        let what = "targets metadata";
+        verify::decode(what, &verify::open::<Self>(what, bytes)?)
+    }
+
     fn check_content(&self) -> Result<(), String> {
         self.delegations.as_ref().map_or(Ok(()), Delegations::check)
     }

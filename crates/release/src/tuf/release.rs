@@ -91,6 +91,12 @@ impl Client {
 }
 
 impl Targets {
+    /// Whether this role signs the target `path` with these bytes.
+    pub(crate) fn verify_target(&self, path: &str, bytes: &[u8]) -> Result<(), TufError> {
+        let target = self.targets.get(path);
+        target.ok_or_else(|| TufError::UnknownTarget { path: path.to_owned() })?.verify(path, bytes)
+    }
+
     /// Whether `release` is not below this role's floor of its model.
     ///
     /// # Errors
@@ -116,11 +122,7 @@ impl Verified<Targets> {
         release: &ReleaseId,
         bytes: &[u8],
     ) -> Result<Verified<Manifest>, VerifyError> {
-        let path = release.target_path();
-        match self.targets.get(&path) {
-            Some(target) => target.verify(&path, bytes)?,
-            None => return Err(TufError::UnknownTarget { path }.into()),
-        }
+        self.verify_target(&release.target_path(), bytes)?;
         let manifest = Manifest::parse_checked(bytes)?;
         if manifest.release != *release {
             let rule = format!("must be {release}, the release it is signed as");

@@ -92,7 +92,7 @@ impl TrustedRoot {
 
     /// The usable keys of `role`, by what tells one key from another (for ed25519 its 32 bytes).
     pub fn keys(&self, role: Role) -> BTreeSet<[u8; 32]> {
-        authority(&self.root, role, "trusted root").keys().map(crate::key::Verifier::identity).collect()
+        self.root.keys_of(role)
     }
 
     /// Whether this root takes a key from `role` that its predecessor had.
@@ -104,6 +104,22 @@ impl TrustedRoot {
         let root: Root = verify::decode(what, envelope)?;
         authority(&root, Role::Root, "new root").check(what, envelope)?;
         Ok(Self { root: Verified::new(root, bytes), bytes: bytes.to_vec() })
+    }
+}
+
+impl Root {
+    /// Reads a root without a look at its signatures: for one that is being signed. Not to be trusted.
+    ///
+    /// # Errors
+    /// [`TufError`] when it is no root.
+    pub fn peek(bytes: &[u8]) -> Result<Self, TufError> {
+        let what = verify::what::<Self>();
+        verify::decode(&what, &verify::open::<Self>(&what, bytes)?)
+    }
+
+    /// The usable keys of `role`, as [`TrustedRoot::keys`].
+    pub fn keys_of(&self, role: Role) -> BTreeSet<[u8; 32]> {
+        authority(self, role, "trusted root").keys().map(crate::key::Verifier::identity).collect()
     }
 }
 
