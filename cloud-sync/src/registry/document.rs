@@ -3,7 +3,7 @@
 
 use farlight_release::Verified;
 use farlight_release::config::{self, ConfigManifest};
-use farlight_release::manifest::{Blob, Lineage, Manifest};
+use farlight_release::manifest::{Blob, Lineage, Manifest, ManifestError};
 use farlight_release::tuf::{Targets, VerifyError};
 use farlight_wire::ReleaseId;
 use serde::Serialize;
@@ -25,6 +25,40 @@ pub enum Plain {
     Model(Box<Manifest>),
     /// A configuration.
     Config(ConfigManifest),
+}
+
+impl Plain {
+    /// Reads and checks a document, whichever it is. It proves nothing.
+    ///
+    /// # Errors
+    /// [`ManifestError`] naming the field and the rule it breaks.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
+        if claimed(bytes).is_some_and(|release| release.model.as_str() == config::NAME) {
+            ConfigManifest::parse(bytes).map(Self::Config)
+        } else {
+            Manifest::parse_checked(bytes).map(|manifest| Self::Model(Box::new(manifest)))
+        }
+    }
+
+    /// The release.
+    pub fn release(&self) -> &ReleaseId {
+        match self {
+            Self::Model(manifest) => &manifest.release,
+            Self::Config(config) => &config.release,
+        }
+    }
+
+    /// The files it names.
+    pub fn blobs(&self) -> Vec<&Blob> {
+        match self {
+            Self::Model(manifest) => files_of(manifest),
+            Self::Config(_) => Vec::new(),
+        }
+    }
+}
+
+fn files_of(manifest: &Manifest) -> Vec<&Blob> {
+    manifest.variants.iter().map(|variant| &variant.blob).chain([&manifest.golden]).collect()
 }
 
 /// Which release a document says it is, before anything is verified.
@@ -76,9 +110,7 @@ impl Document {
     /// The files it names.
     pub fn blobs(&self) -> Vec<&Blob> {
         match self {
-            Self::Model(manifest) => {
-                manifest.variants.iter().map(|variant| &variant.blob).chain([&manifest.golden]).collect()
-            }
+            Self::Model(manifest) => files_of(manifest),
             Self::Config(_) => Vec::new(),
         }
     }

@@ -109,7 +109,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let summary = Summary {
         release,
         bundle: args.out.clone(),
-        manifest_sha256: farlight_release::digest::sha256(&bundle.manifest()?.1),
+        manifest_sha256: farlight_release::digest::sha256(&bundle.document()?.1),
         model_bytes: onnx.len() as u64,
         samples: samples.len(),
         accuracy,

@@ -62,6 +62,23 @@ impl Change {
         Ok(new)
     }
 
+    /// Reads the metadata of a signed bundle: every JSON file in it but the manifest.
+    ///
+    /// # Errors
+    /// [`CliError`] when a file cannot be read.
+    pub fn in_bundle(folder: &Path) -> Result<Self, CliError> {
+        let mut new = Self::default();
+        for path in files::list(folder)? {
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
+            match name {
+                None | Some("manifest") => {}
+                Some("targets") => new.targets = Some(files::read(&path)?),
+                Some(role) => drop(new.roles.insert(role.to_owned(), files::read(&path)?)),
+            }
+        }
+        Ok(new)
+    }
+
     /// Writes the documents into `folder`.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ use super::http::Api;
 use super::keys;
 use super::trust::{self, MAX_DAYS, Trust};
 use change::Change;
+pub(super) use status::waiting_text;
 use status::{Answer, Status};
 
 /// Where signed documents wait for more signatures, below the folder of the keys.

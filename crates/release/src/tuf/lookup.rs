@@ -142,7 +142,7 @@ impl Client {
     }
 
     /// The target and the role that speaks for it, as far as it was looked up.
-    pub(super) fn found(&self, path: &str) -> Result<(&Target, &Verified<Targets>), TufError> {
+    pub(crate) fn found(&self, path: &str) -> Result<(&Target, &Verified<Targets>), TufError> {
         match self.search(path, None)? {
             Found::Target(target, role) => Ok((target, role)),
             Found::Nothing => Err(TufError::UnknownTarget { path: path.to_owned() }),
