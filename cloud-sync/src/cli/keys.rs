@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use super::context::Context;
 use super::error::CliError;
 use super::files;
-use super::repo::{self, rotate};
+use super::repo::rotate;
 
 /// Most keys of one role: more only make signing tedious.
 const MAX_KEYS: u8 = 16;
@@ -86,7 +86,7 @@ pub struct KeyFile {
 pub(super) async fn run(command: Command, context: &Context) -> Result<(), CliError> {
     match command {
         Command::Generate(args) => generate(&args, context),
-        Command::Rotate(args) => repo::rotate::run(&args, context).await,
+        Command::Rotate(args) => rotate::run(&args, context).await,
         Command::List { folder } => list(&folder, context),
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use farlight_release::Verified;
-use farlight_release::tuf::{self, Document as _, Targets, TrustedRoot, TufError};
+use farlight_release::tuf::{Document as _, Targets, TrustedRoot, TufError};
 use farlight_wire::Millis;
 
 use super::RegistryError;
@@ -188,5 +188,5 @@ pub(super) fn fresh(what: &str, expires: Millis, now: Millis) -> Result<(), Regi
     if now < expires {
         return Ok(());
     }
-    Err(tuf::TufError::Expired { what: what.to_owned(), expires, now }.into())
+    Err(TufError::Expired { what: what.to_owned(), expires, now }.into())
 }
