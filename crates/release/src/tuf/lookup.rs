@@ -57,7 +57,7 @@ impl Client {
         while let Ok(Found::Needs { role, .. }) = self.search(&lookup.path, Some(now)) {
             let stored = self.roles.files.get(&role.name).cloned();
             // What was stored before is taken if it still holds, and else fetched anew.
-            if !stored.is_some_and(|bytes| self.admit(&lookup, &bytes).is_ok()) {
+            if stored.is_none_or(|bytes| self.admit(&lookup, &bytes).is_err()) {
                 self.stage = Stage::Lookup(lookup);
                 return;
             }
@@ -230,7 +230,7 @@ impl Roles {
     /// Drops what a new snapshot does not list in this form. The names of the files.
     pub(super) fn keep_listed(&mut self, snapshot: &Snapshot) -> Vec<String> {
         let dropped = |role: &str, bytes: &[u8]| {
-            !snapshot.role(role).is_some_and(|meta| meta.verify(role, bytes).is_ok())
+            snapshot.role(role).is_none_or(|meta| meta.verify(role, bytes).is_err())
         };
         self.drop_files(dropped)
     }
