@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use farlight_release::blob::{MAX_BLOB, id_of};
 use farlight_release::digest;
 use farlight_release::manifest::{CHUNK, MAX_MANIFEST};
-use farlight_release::tuf::{MAX_ROOT, MAX_TARGETS};
+use farlight_release::tuf::{MAX_ROLES_HELD, MAX_ROOT, MAX_TARGETS};
 use farlight_wire::ReleaseId;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -26,8 +26,9 @@ use super::{Change, Document, Plain, Record, RegistryError, Status};
 use crate::api::{ApiError, Body, Operator, Path, Query};
 use crate::app::Shared;
 
-/// Largest upload of signed documents in bytes: base64 of the largest manifest, targets and root.
-const MAX_DOCUMENTS: usize = ((MAX_MANIFEST + MAX_TARGETS + MAX_ROOT) as usize / 3 + 1) * 4 + 4096;
+/// Largest upload of signed documents in bytes: base64 of the largest manifest, targets
+/// and root, and of several delegated roles.
+const MAX_DOCUMENTS: usize = ((MAX_MANIFEST + MAX_TARGETS + MAX_ROOT + MAX_ROLES_HELD as u64) as usize / 3 + 1) * 4 + 4096;
 
 /// Routes for operators, below `/api/v1`.
 pub fn routes() -> Router<Shared> {

@@ -188,7 +188,6 @@ impl Repository {
         let target = target.ok_or_else(|| TufError::UnknownTarget { path: ASSIGNMENT_KEYS.to_owned() })?;
         target.verify(ASSIGNMENT_KEYS, assignment_keys)?;
         self.write_target(ASSIGNMENT_KEYS, target, assignment_keys)?;
-        self.write_metadata("1.root.json", root_bytes)?;
         let targets_bytes = targets_bytes.to_vec();
         let first =
             Accepted { root, targets, targets_bytes, roles: BTreeMap::new(), added: None, differs: true };
@@ -253,10 +252,13 @@ impl Repository {
     ) -> Result<(), RegistryError> {
         let Accepted { root, targets, targets_bytes, roles, .. } = accepted;
         let version = snapshot.saturating_add(1);
+        let old = self.current.as_ref();
         let mut next = Snapshot::new(version, now.plus(SNAPSHOT_VALID), targets.version, &targets_bytes);
         for (name, role) in &roles {
             next.list(name, role.version, &role.bytes);
-            self.write_metadata(&role_file(name, role.version), &role.bytes)?;
+            if old.is_none_or(|old| old.roles.get(name).is_none_or(|old| old.bytes != role.bytes)) {
+                self.write_metadata(&role_file(name, role.version), &role.bytes)?;
+            }
         }
         self.write_metadata(&format!("{}.targets.json", targets.version), &targets_bytes)?;
         let snapshot_bytes = signer::sign(&next, &[&self.keys.snapshot])?;
@@ -267,7 +269,9 @@ impl Repository {
         let timestamp_bytes = signer::sign(&next, &[&self.keys.timestamp])?;
         let timestamp = root.verify(&timestamp_bytes)?;
         self.write_metadata(&format!("{version}.snapshot.json"), &snapshot_bytes)?;
-        self.write_metadata(&format!("{}.root.json", root.root().version), root.bytes())?;
+        if old.is_none_or(|old| old.root.bytes() != root.bytes()) {
+            self.write_metadata(&format!("{}.root.json", root.root().version), root.bytes())?;
+        }
         // From here on it is published.
         self.write_metadata(Role::Timestamp.file(), &timestamp_bytes)?;
         self.current = Some(Current { root, targets, targets_bytes, roles, snapshot, timestamp });

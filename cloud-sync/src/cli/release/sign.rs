@@ -83,6 +83,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), CliError> 
         begun == next
     });
     if !same {
+        change.remove(&args.bundle);
         change = Change::default();
         next.expires = published.expires.max(trust::in_days(args.days));
         match &family {
