@@ -7,7 +7,7 @@ use farlight_device::update::Failure;
 use farlight_release::Verified;
 use farlight_release::config::ConfigManifest;
 use farlight_release::manifest::{MAX_MANIFEST, Manifest};
-use farlight_release::tuf::{ASSIGNMENT_KEYS, Client, Step};
+use farlight_release::tuf::{ASSIGNMENT_KEYS, Client, Step, TARGETS};
 use farlight_wire::codes::Code;
 use farlight_wire::{Millis, ReleaseId};
 
@@ -58,15 +58,43 @@ impl Repository {
         Transfer { sources: &self.files, limits: &self.limits, progress, received }
     }
 
-    /// Runs the TUF client workflow on the first source that can be reached; each accepted file is durable
-    /// before the next is fetched.
+    /// Runs the TUF client workflow on the first source that can be reached and makes what it accepted
+    /// durable, also when it ends half-way.
     ///
     /// # Errors
     /// The metadata's own code (`tuf.*`), or that no source can be reached.
-    pub async fn refresh(&self, trust: &mut Trust, now: Millis) -> Result<(), Failure> {
+    pub async fn refresh(&self, trust: &mut Trust, clock: Millis) -> Result<(), Failure> {
+        let refreshed = self.fetch_metadata(trust, |client| client.begin_refresh(clock)).await;
+        let refreshed = match refreshed {
+            Ok(()) => self.fetch_assignment_keys(trust).await,
+            refused => refused,
+        };
+        commit(trust)?;
+        refreshed
+    }
+
+    /// Looks a release up in the delegated roles that may speak for it, and makes durable what that takes.
+    ///
+    /// # Errors
+    /// As [`Self::refresh`].
+    pub async fn look_up(
+        &self,
+        trust: &mut Trust,
+        release: &ReleaseId,
+        clock: Millis,
+    ) -> Result<(), Failure> {
+        let path = release.target_path();
+        let looked_up = self.fetch_metadata(trust, |client| client.begin_lookup(&path, clock)).await;
+        commit(trust)?;
+        looked_up
+    }
+
+    /// Begins, and goes on until nothing more is wanted; anew on the next source where one is unreachable.
+    async fn fetch_metadata(&self, trust: &mut Trust, begin: impl Fn(&mut Client)) -> Result<(), Failure> {
         let mut last = Failure::new(Code::FetchUnreachable, "there is no source of release metadata");
         for source in &self.metadata {
-            match self.refresh_from(source, trust, now).await {
+            begin(&mut trust.client);
+            match fetch_from(source, trust).await {
                 Err(failure) if failure.code == Code::FetchUnreachable => last = failure,
                 done => return done,
             }
@@ -93,36 +121,21 @@ impl Repository {
         }
     }
 
-    async fn refresh_from(&self, source: &Source, trust: &mut Trust, now: Millis) -> Result<(), Failure> {
-        trust.client.begin_refresh(now);
-        while let Step::Fetch { path, max_len } = trust.client.next() {
-            let bytes = source.small(&path, max_len).await?;
-            let keep = trust.client.supply(bytes.as_deref()).map_err(|e| coded(e.code(), e.to_string()))?;
-            if let Some(keep) = keep {
-                trust
-                    .keep(keep.role, &keep.bytes)
-                    .map_err(|e| Failure::new(Code::StorageFailed, e.to_string()))?;
-            }
-        }
-        self.refresh_assignment_keys(trust).await
-    }
-
-    async fn refresh_assignment_keys(&self, trust: &mut Trust) -> Result<(), Failure> {
+    async fn fetch_assignment_keys(&self, trust: &mut Trust) -> Result<(), Failure> {
         if trust.assignment_keys().is_some() {
             return Ok(());
         }
         let bytes = self.target(&trust.client, ASSIGNMENT_KEYS, MAX_KEYS).await?;
         trust.client.assignment_keys(&bytes).map_err(|e| coded(e.code(), e.to_string()))?;
-        trust.keep_assignment_keys(&bytes).map_err(|e| Failure::new(Code::StorageFailed, e.to_string()))
+        trust.keep_assignment_keys(&bytes);
+        Ok(())
     }
 
     async fn target(&self, client: &Client, path: &str, max_len: u64) -> Result<Vec<u8>, Failure> {
-        let file = client.target_file(path).ok_or_else(|| {
-            Failure::new(Code::TufUnknownTarget, format!("{path} is not a target of the release repository"))
-        })?;
+        let file = client.target_file(path).map_err(|e| coded(e.code(), e.to_string()))?;
         let mut last = Failure::new(Code::FetchRefused, format!("{path} is signed but not there"));
         for source in &self.metadata {
-            match source.small(&format!("targets/{file}"), max_len).await {
+            match source.small(&format!("{TARGETS}{file}"), max_len).await {
                 Ok(Some(bytes)) => return Ok(bytes),
                 Ok(None) => {}
                 Err(failure) => last = failure,
@@ -137,12 +150,13 @@ impl Repository {
     /// `tuf.*` or `manifest.*`, or that it cannot be fetched.
     pub async fn manifest(
         &self,
-        client: &Client,
+        trust: &mut Trust,
         release: &ReleaseId,
-        now: Millis,
+        clock: Millis,
     ) -> Result<(Verified<Manifest>, Vec<u8>), Failure> {
-        let bytes = self.document(client, release, now).await?;
-        let manifest = client.verify_manifest(release, &bytes).map_err(|e| coded(e.code(), e.to_string()))?;
+        let bytes = self.document(trust, release, clock).await?;
+        let manifest =
+            trust.client.verify_manifest(release, &bytes).map_err(|e| coded(e.code(), e.to_string()))?;
         Ok((manifest, bytes))
     }
 
@@ -152,18 +166,41 @@ impl Repository {
     /// As [`Self::manifest`].
     pub async fn config(
         &self,
-        client: &Client,
+        trust: &mut Trust,
         release: &ReleaseId,
-        now: Millis,
+        clock: Millis,
     ) -> Result<(Verified<ConfigManifest>, Vec<u8>), Failure> {
-        let bytes = self.document(client, release, now).await?;
-        let config = client.verify_config(release, &bytes).map_err(|e| coded(e.code(), e.to_string()))?;
+        let bytes = self.document(trust, release, clock).await?;
+        let config =
+            trust.client.verify_config(release, &bytes).map_err(|e| coded(e.code(), e.to_string()))?;
         Ok((config, bytes))
     }
 
-    async fn document(&self, client: &Client, release: &ReleaseId, now: Millis) -> Result<Vec<u8>, Failure> {
-        client.check_fresh(now).map_err(|e| coded(e.code(), e.to_string()))?;
-        client.permits(release).map_err(|e| coded(e.code(), e.to_string()))?;
-        self.target(client, &release.target_path(), MAX_MANIFEST).await
+    async fn document(
+        &self,
+        trust: &mut Trust,
+        release: &ReleaseId,
+        clock: Millis,
+    ) -> Result<Vec<u8>, Failure> {
+        trust.client.check_fresh(clock).map_err(|e| coded(e.code(), e.to_string()))?;
+        self.look_up(trust, release, clock).await?;
+        trust.client.permits(release).map_err(|e| coded(e.code(), e.to_string()))?;
+        self.target(&trust.client, &release.target_path(), MAX_MANIFEST).await
     }
+}
+
+async fn fetch_from(source: &Source, trust: &mut Trust) -> Result<(), Failure> {
+    while let Step::Fetch { path, max_len } = trust.client.next() {
+        let bytes = source.small(&path, max_len).await?;
+        if let Some(keep) =
+            trust.client.supply(bytes.as_deref()).map_err(|e| coded(e.code(), e.to_string()))?
+        {
+            trust.keep(keep);
+        }
+    }
+    Ok(())
+}
+
+fn commit(trust: &mut Trust) -> Result<(), Failure> {
+    trust.commit().map_err(|e| Failure::new(Code::StorageFailed, e.to_string()))
 }

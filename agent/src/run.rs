@@ -23,7 +23,7 @@ use crate::source::Source;
 use crate::status::Status;
 use crate::store::{Outbox, Store};
 use crate::transfer::Limits;
-use crate::trust::{Trust, TrustError};
+use crate::trust::Trust;
 use crate::update::{Driver, Parts};
 use crate::vitals::Vitals;
 use crate::{clock, durable, http, sources};
@@ -81,7 +81,7 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         models: Arc::clone(&models),
         runtime: runtime.clone(),
         slots: Slots::new(&state_dir),
-        trust: open_trust(&state_dir)?,
+        trust: open_trust(&state_dir),
         repository,
         journal,
         status: Arc::clone(&status),
@@ -210,17 +210,9 @@ async fn identify(settings: &Settings) -> Result<Identity, Fatal> {
 }
 
 /// A lost or damaged trust store does not stop the agent: it runs on and installs nothing.
-fn open_trust(state_dir: &std::path::Path) -> Result<Option<Trust>, Fatal> {
-    match Trust::open(state_dir) {
-        Ok(trust) => Ok(Some(trust)),
-        Err(error @ (TrustError::Lost(_) | TrustError::Metadata(_))) => {
-            tracing::error!(%error, "no new releases will be installed");
-            Ok(None)
-        }
-        Err(error @ TrustError::Io { .. }) => {
-            Err(Fatal::new(ExitCode::Resource, error, "check device.state_dir and its permissions"))
-        }
-    }
+fn open_trust(state_dir: &std::path::Path) -> Option<Trust> {
+    let trust = Trust::open(state_dir);
+    trust.inspect_err(|error| tracing::error!(%error, "no new releases will be installed")).ok()
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use farlight_cloud::registry::{Registry, RegistryError};
+use farlight_cloud::registry::{Change, Document, Record, Registry, RegistryError};
 use farlight_cloud::store::Store;
 use farlight_release::blob::describe;
 use farlight_release::key::KeyPair;
@@ -70,7 +70,14 @@ impl Operator {
         let manifest = manifest(version);
         let key = self.targets_key.clone();
         let targets = self.sign(&manifest, &key);
-        self.registry.publish(targets, manifest.clone(), "test").await.map(|_| manifest)
+        self.registry.publish(change(targets, manifest.clone()), "test").await.map(|_| manifest)
+    }
+
+    async fn config(&mut self, release: &ReleaseId, bytes: Vec<u8>) -> Result<Record, RegistryError> {
+        self.targets.version += 1;
+        self.targets.add(release.target_path(), &bytes);
+        let targets = signer::sign(&self.targets, &[&self.targets_key]).unwrap();
+        self.registry.publish(change(targets, bytes), "test").await
     }
 
     fn client(&self) -> Client {
@@ -105,6 +112,10 @@ fn manifest(version: &str) -> Vec<u8> {
         "requires": {}, "lineage": {}
     }))
     .unwrap()
+}
+
+fn change(targets: Vec<u8>, release: Vec<u8>) -> Change {
+    Change { targets: Some(targets), release: Some(release), ..Change::default() }
 }
 
 fn id(version: &str) -> ReleaseId {
@@ -148,7 +159,7 @@ async fn the_same_upload_again_changes_nothing_and_a_restart_finds_everything() 
     let bytes = operator.publish("1.0.0").await.unwrap();
     let targets = signer::sign(&operator.targets, &[&operator.targets_key]).unwrap();
     let before = fs::read(operator.repo().join("metadata/timestamp.json")).unwrap();
-    operator.registry.publish(targets, bytes, "test").await.unwrap();
+    operator.registry.publish(change(targets, bytes), "test").await.unwrap();
     assert_eq!(fs::read(operator.repo().join("metadata/timestamp.json")).unwrap(), before);
     // A crash between the files and the database: the row is made at the next start.
     fs::remove_file(operator.folder.path().join("cloud.db")).unwrap();
@@ -167,7 +178,7 @@ async fn a_stolen_cloud_cannot_publish() {
     let thief = operator.registry.assignment_key().clone();
     let bytes = manifest("6.6.6");
     let targets = operator.sign(&bytes, &thief);
-    let error = operator.registry.publish(targets, bytes, "thief").await.unwrap_err();
+    let error = operator.registry.publish(change(targets, bytes), "thief").await.unwrap_err();
     assert_eq!(code(&error), "tuf.signature");
     let mut client = operator.client();
     operator.refresh(&mut client).unwrap();
@@ -186,7 +197,7 @@ async fn uploads_that_do_not_hold_together_are_refused() {
     let mut changed = manifest("1.0.0");
     changed.push(b' ');
     let targets = operator.sign(&changed, &key);
-    let error = operator.registry.publish(targets, changed, "test").await.unwrap_err();
+    let error = operator.registry.publish(change(targets, changed), "test").await.unwrap_err();
     assert_eq!(code(&error), "registry.immutable");
 
     // A target that nobody uploaded.
@@ -194,7 +205,7 @@ async fn uploads_that_do_not_hold_together_are_refused() {
     operator.targets.add("m/9.0.0.json", b"?");
     let bytes = manifest("1.1.0");
     let targets = operator.sign(&bytes, &key);
-    let error = operator.registry.publish(targets, bytes, "test").await.unwrap_err();
+    let error = operator.registry.publish(change(targets, bytes), "test").await.unwrap_err();
     assert_eq!(code(&error), "registry.refused");
 
     // An older version of the targets.
@@ -202,7 +213,7 @@ async fn uploads_that_do_not_hold_together_are_refused() {
     operator.targets.version = 0;
     let bytes = manifest("1.1.0");
     let targets = operator.sign(&bytes, &key);
-    let error = operator.registry.publish(targets, bytes, "test").await.unwrap_err();
+    let error = operator.registry.publish(change(targets, bytes), "test").await.unwrap_err();
     assert_eq!(code(&error), "tuf.rollback");
 
     // A blob that was not uploaded.
@@ -246,4 +257,151 @@ async fn a_tampered_manifest_and_a_replayed_repository_are_refused_by_the_device
     let mut fresh = operator.client();
     assert_eq!(operator.refresh(&mut fresh).unwrap_err().code(), "tuf.hash_mismatch");
     assert_eq!(fresh.targets(), Err(TufError::Incomplete));
+}
+
+/// A family that signs its own releases, added to the next targets.
+fn family(operator: &mut Operator, key: &KeyPair, version: u64) -> Targets {
+    operator.targets.version += 1;
+    operator.targets.delegate("m", vec!["m/*".to_owned()], &Signers::one(key.public()));
+    Targets::new(version, now().plus(DAYS))
+}
+
+fn roles(bytes: Vec<u8>) -> std::collections::BTreeMap<String, Vec<u8>> {
+    [("m".to_owned(), bytes)].into()
+}
+
+#[tokio::test]
+async fn a_family_signs_its_own_releases_until_it_is_revoked() {
+    let mut operator = Operator::new().await;
+    let (key, other) = (KeyPair::from_seed(&[5; 32]), KeyPair::from_seed(&[6; 32]));
+    let mut role = family(&mut operator, &key, 1);
+    let delegation = Change {
+        targets: Some(signer::sign(&operator.targets, &[&operator.targets_key]).unwrap()),
+        roles: roles(signer::sign(&role, &[&key]).unwrap()),
+        ..Change::default()
+    };
+    operator.registry.renew(delegation, "test").await.unwrap();
+
+    let bytes = manifest("1.0.0");
+    role.version = 2;
+    role.add("m/1.0.0.json", &bytes);
+    let by = |key: &KeyPair, role: &Targets| Change {
+        roles: roles(signer::sign(role, &[key]).unwrap()),
+        release: Some(bytes.clone()),
+        ..Change::default()
+    };
+    for foreign in [&other, &operator.targets_key] {
+        let error = operator.registry.publish(by(foreign, &role), "test").await.unwrap_err();
+        assert_eq!(code(&error), "tuf.signature");
+    }
+    // It speaks for its own models only.
+    let mut greedy = role.clone();
+    greedy.add("n/1.0.0.json", &bytes);
+    assert_eq!(code(&operator.registry.publish(by(&key, &greedy), "test").await.unwrap_err()), "registry.refused");
+    operator.registry.publish(by(&key, &role), "test").await.unwrap();
+    operator.registry.publish(by(&key, &role), "test").await.unwrap();
+    operator.registry.permits(&id("1.0.0")).await.unwrap();
+    assert_eq!(operator.registry.status().await.unwrap().roles["m"].version, 2);
+
+    let mut client = operator.client();
+    operator.refresh(&mut client).unwrap();
+    let release = id("1.0.0");
+    let look_up = |client: &mut Client| {
+        client.begin_lookup(&release.target_path(), now());
+        while let Step::Fetch { path, .. } = client.next() {
+            client.supply(fs::read(operator.repo().join(path)).ok().as_deref()).unwrap();
+        }
+    };
+    look_up(&mut client);
+    assert_eq!(client.verify_manifest(&release, &bytes).unwrap().release, release);
+
+    // A restart finds it.
+    operator.registry = open(operator.folder.path()).await;
+    operator.registry.permits(&release).await.unwrap();
+    assert!(operator.registry.manifest(&release).await.unwrap().is_some());
+
+    operator.targets.version += 1;
+    assert!(operator.targets.revoke("m"));
+    let targets = Some(signer::sign(&operator.targets, &[&operator.targets_key]).unwrap());
+    operator.registry.renew(Change { targets, ..Change::default() }, "test").await.unwrap();
+    assert_eq!(code(&operator.registry.permits(&release).await.unwrap_err()), "tuf.unknown_target");
+    // Devices take that for no attack: the snapshot still lists the role's file.
+    operator.refresh(&mut client).unwrap();
+    assert_eq!(client.permits(&release).unwrap_err().code(), "tuf.unknown_target");
+    operator.registry = open(operator.folder.path()).await;
+    // What it published stays taken.
+    let other = [manifest("1.0.0"), b" ".to_vec()].concat();
+    let targets = operator.sign(&other, &operator.targets_key.clone());
+    let error = operator.registry.publish(change(targets, other), "test").await.unwrap_err();
+    assert_eq!(code(&error), "registry.immutable");
+}
+
+#[tokio::test]
+async fn keys_are_rotated_in_band_and_a_crash_in_between_is_made_good() {
+    let mut operator = Operator::new().await;
+    operator.publish("1.0.0").await.unwrap();
+    let mut client = operator.client();
+    operator.refresh(&mut client).unwrap();
+    let (old, new) = (operator.targets_key.clone(), KeyPair::from_seed(&[22; 32]));
+    let root = fs::read(operator.repo().join("metadata/1.root.json")).unwrap();
+    let next = Root::peek(&root).unwrap().successor(
+        now().plus(DAYS),
+        farlight_release::tuf::Role::Targets,
+        &Signers::one(new.public()),
+    );
+    let root = Some(signer::sign(&next, &[&operator.root_key]).unwrap());
+    operator.targets.version += 1;
+    let by = |key: &KeyPair| Change {
+        root: root.clone(),
+        targets: Some(signer::sign(&operator.targets, &[key]).unwrap()),
+        ..Change::default()
+    };
+    // Targets by the old key, targets that are not renewed, and a root that its own keys alone sign.
+    assert_eq!(code(&operator.registry.renew(by(&old), "test").await.unwrap_err()), "tuf.signature");
+    let alone = Change { root: root.clone(), ..Change::default() };
+    assert_eq!(code(&operator.registry.renew(alone, "test").await.unwrap_err()), "tuf.signature");
+    let foreign = Some(signer::sign(&next, &[&new]).unwrap());
+    let foreign = Change { root: foreign, ..by(&new) };
+    assert_eq!(code(&operator.registry.renew(foreign, "test").await.unwrap_err()), "tuf.signature");
+
+    // Power fails when the root is there and the timestamp is not: the cloud starts, the operator repeats it.
+    fs::write(operator.repo().join("metadata/2.root.json"), root.as_ref().unwrap()).unwrap();
+    let reopened = open(operator.folder.path()).await;
+    assert_eq!(reopened.status().await.unwrap().roles["root"].version, 1);
+    reopened.renew(by(&new), "test").await.unwrap();
+    reopened.renew(by(&new), "test").await.unwrap();
+    assert_eq!(reopened.status().await.unwrap().roles["root"].version, 2);
+    operator.registry = reopened;
+    operator.targets_key = new;
+    operator.refresh(&mut client).unwrap();
+    operator.publish("1.1.0").await.unwrap();
+    operator.refresh(&mut client).unwrap();
+    client.permits(&id("1.1.0")).unwrap();
+    operator.registry = open(operator.folder.path()).await;
+    assert_eq!(operator.registry.status().await.unwrap().roles["targets"].version, 4);
+}
+
+#[tokio::test]
+async fn configurations_are_releases_too() {
+    let mut operator = Operator::new().await;
+    let bytes = br#"{"format":1,"release":"config/1.0.0","runtime":{"kill_switch":true}}"#.to_vec();
+    let release: ReleaseId = "config/1.0.0".parse().unwrap();
+    let wrong = br#"{"format":1,"release":"config/1.0.0","runtime":{"kill_swich":true}}"#.to_vec();
+    let before = operator.targets.clone();
+    let error = operator.config(&release, wrong).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Manifest(_)));
+    operator.targets = before;
+    let record = operator.config(&release, bytes.clone()).await.unwrap();
+    assert_eq!((record.release.clone(), record.bytes), (release.clone(), 0));
+    operator.registry.permits(&release).await.unwrap();
+    assert!(operator.registry.manifest(&release).await.unwrap().is_none());
+    let document = operator.registry.document(&release).await.unwrap();
+    assert!(matches!(document, Some(Document::Config(config)) if config.runtime.kill_switch));
+    let mut client = operator.client();
+    operator.refresh(&mut client).unwrap();
+    assert!(client.verify_config(&release, &bytes).unwrap().runtime.kill_switch);
+    // A crash between the files and the database: the row is made at the next start.
+    fs::remove_file(operator.folder.path().join("cloud.db")).unwrap();
+    operator.registry = open(operator.folder.path()).await;
+    assert_eq!(operator.registry.releases(Some("config")).await.unwrap().len(), 1);
 }

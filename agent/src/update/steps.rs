@@ -288,7 +288,7 @@ impl Fetch {
             let (config, bytes) = {
                 let mut trust = self.trust.lock().await;
                 self.repository.look_again(&mut trust, clock::now()).await?;
-                self.repository.config(&trust.client, release, clock::now()).await?
+                self.repository.config(&mut trust, release, clock::now()).await?
             };
             compatible(release, &config.requires, &self.labels)?;
             self.is_wanted(config.sha256())?;
@@ -298,7 +298,7 @@ impl Fetch {
         let (manifest, bytes) = {
             let mut trust = self.trust.lock().await;
             self.repository.look_again(&mut trust, clock::now()).await?;
-            self.repository.manifest(&trust.client, release, clock::now()).await?
+            self.repository.manifest(&mut trust, release, clock::now()).await?
         };
         compatible(release, &manifest.requires, &self.labels)?;
         self.is_wanted(manifest.sha256())?;
@@ -357,7 +357,11 @@ pub(super) async fn find_bundle(
         return Err(refuse(format!("{bundle} holds no release that was asked for")));
     }
     repository.look_again(trust, clock::now()).await?;
-    releases.iter().map(|release| slot_of(&trust.client, release)).collect()
+    let mut slots = Vec::with_capacity(releases.len());
+    for release in &releases {
+        slots.push(look_up(repository, trust, release).await?);
+    }
+    Ok(slots)
 }
 
 fn compatible(
@@ -393,13 +397,13 @@ async fn admit(
     bytes: &[u8],
 ) -> Result<(Verified<Assignment>, Vec<Slot>), Failure> {
     let mut trust = trust.lock().await;
-    let first = check(&trust, device, bytes);
+    let first = check(repository, &mut trust, device, bytes).await;
     let (assignment, slots) = match first {
         Ok(checked) => checked,
         // A new key or a new release: look once, then judge.
         Err(failure) if is_stale(failure.code) => {
             repository.refresh(&mut trust, clock::now()).await?;
-            check(&trust, device, bytes)?
+            check(repository, &mut trust, device, bytes).await?
         }
         Err(failure) => return Err(failure),
     };
@@ -411,18 +415,31 @@ async fn admit(
 }
 
 fn is_stale(code: Code) -> bool {
-    matches!(code, Code::AssignmentSignature | Code::TufIncomplete | Code::TufUnknownTarget)
+    matches!(
+        code,
+        Code::AssignmentSignature | Code::TufIncomplete | Code::TufUnknownTarget | Code::TufMissing
+    )
 }
 
-fn check(
-    trust: &Trust,
+async fn check(
+    repository: &Repository,
+    trust: &mut Trust,
     device: &DeviceId,
     bytes: &[u8],
 ) -> Result<(Verified<Assignment>, Vec<Slot>), Failure> {
     let keys = trust.assignment_keys().unwrap_or_default();
-    let assignment = assignment::verify(bytes, &keys, device, clock::now(), trust.last_assignment())
+    let now = trust.client.trusted_now(clock::now());
+    let assignment = assignment::verify(bytes, &keys, device, now, trust.last_assignment())
         .map_err(|e| coded(e.code(), e.to_string()))?;
-    let slots = assignment.models.iter().map(|model| slot_of(&trust.client, &model.release));
-    let slots = slots.collect::<Result<_, _>>()?;
+    let mut slots = Vec::with_capacity(assignment.models.len());
+    for model in &assignment.models {
+        slots.push(look_up(repository, trust, &model.release).await?);
+    }
     Ok((assignment, slots))
+}
+
+/// Asks the delegated roles that may speak for a release, and then what the metadata says of it.
+async fn look_up(repository: &Repository, trust: &mut Trust, release: &ReleaseId) -> Result<Slot, Failure> {
+    repository.look_up(trust, release, clock::now()).await?;
+    slot_of(&trust.client, release)
 }

@@ -29,7 +29,7 @@ use utoipa::OpenApi;
         crate::registry::api::online_keys,
         crate::registry::api::status,
         crate::registry::api::init,
-        crate::registry::api::targets,
+        crate::registry::api::metadata,
         crate::registry::api::publish,
         crate::registry::api::releases,
         crate::registry::api::release,

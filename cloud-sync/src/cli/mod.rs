@@ -2,6 +2,7 @@
 //! `run(args, &Context)`; this file is the table of contents. To add a noun: its module, a variant, an arm.
 
 pub mod cases;
+pub mod config;
 pub mod context;
 pub mod dataset;
 pub mod device;
@@ -40,7 +41,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make and show the offline keys that sign releases
+    /// Make, show and rotate the offline keys that sign releases
     #[command(subcommand)]
     Keys(keys::Command),
     /// Begin and look after the signed release repository
@@ -49,6 +50,9 @@ enum Command {
     /// Build, sign, publish and list releases
     #[command(subcommand)]
     Release(release::Command),
+    /// Build configuration releases
+    #[command(subcommand)]
+    Config(config::Command),
     /// Keep the data that models learn from
     #[command(subcommand)]
     Dataset(dataset::Command),
@@ -86,9 +90,10 @@ pub fn main() -> ExitCode {
 
 async fn run(command: Command, context: &Context) -> Result<(), CliError> {
     match command {
-        Command::Keys(command) => keys::run(command, context),
+        Command::Keys(command) => keys::run(command, context).await,
         Command::Repo(command) => repo::run(command, context).await,
         Command::Release(command) => release::run(command, context).await,
+        Command::Config(command) => config::run(command, context),
         Command::Dataset(command) => dataset::run(command, context).await,
         Command::Train(command) => train::run(command, context).await,
         Command::Device(command) => device::run(command, context).await,

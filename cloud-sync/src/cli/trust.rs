@@ -1,11 +1,12 @@
 //! The operator's own trusted copy of the repository, kept beside the offline keys. What is signed next
 //! is built on this copy and not on what the cloud says: a cloud that offers old metadata is found out.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use farlight_release::Verified;
-use farlight_release::tuf::{Client, Role, Step, Targets, TufError};
+use farlight_release::tuf::{Client, Role, Step, Targets, TrustedRoot, TufError};
 use farlight_wire::Millis;
 
 use super::error::CliError;
@@ -50,30 +51,55 @@ impl Trust {
             let message = format!("{} is not there: these keys have no repository yet", path.display());
             return Err(CliError::file(message).hint("run `farlight repo init --keys DIR` first"));
         }
-        let root = files::read(&path)?;
-        let mut stored = [None, None, None];
-        for (bytes, role) in stored.iter_mut().zip([Role::Timestamp, Role::Snapshot, Role::Targets]) {
-            let path = folder.join(role.file());
-            if path.is_file() {
-                *bytes = Some(files::read(&path)?);
+        let mut stored = BTreeMap::new();
+        for path in files::list(&folder)? {
+            if let Some(name) = path.file_name().and_then(|name| name.to_str())
+                && name.ends_with(".json")
+            {
+                stored.insert(name.to_owned(), files::read(&path)?);
             }
         }
-        let [timestamp, snapshot, targets] = stored.each_ref().map(Option::as_deref);
-        let client = Client::load(&root, timestamp, snapshot, targets).map_err(refused)?;
+        let client = Client::load(&stored).map_err(refused)?;
         let mut trust = Self { folder, client };
-        trust.update(api).await?;
+        trust.client.begin_refresh(now());
+        trust.fetch(api).await?;
         Ok(trust)
     }
 
-    async fn update(&mut self, api: &Api) -> Result<(), CliError> {
-        self.client.begin_refresh(now());
+    async fn fetch(&mut self, api: &Api) -> Result<(), CliError> {
         while let Step::Fetch { path, max_len } = self.client.next() {
             let file = api.file(&format!("/repo/{path}"), max_len).await?;
             if let Some(keep) = self.client.supply(file.as_deref()).map_err(refused)? {
                 files::write(&self.folder.join(keep.name), &keep.bytes)?;
+                for name in keep.forget {
+                    // One that stays is dropped when it is loaded.
+                    let _ = std::fs::remove_file(self.folder.join(name));
+                }
             }
         }
         Ok(())
+    }
+
+    /// The root that is trusted.
+    pub fn root(&self) -> &TrustedRoot {
+        self.client.root()
+    }
+
+    /// The metadata of a delegated role as it is published; `None` when it has not signed anything yet.
+    ///
+    /// # Errors
+    /// [`CliError`] when the cloud offers what must not be trusted.
+    pub async fn role(&mut self, name: &str, api: &Api) -> Result<Option<Targets>, CliError> {
+        let delegations = self.targets()?.delegations.clone();
+        let role = delegations.as_ref().and_then(|all| all.role(name));
+        // A path that it may speak for: our patterns have no other wildcard than `*`.
+        let Some(path) = role.and_then(|role| role.paths.as_ref()?.first()) else { return Ok(None) };
+        self.client.begin_lookup(&path.replace('*', "x"), now());
+        match self.fetch(api).await {
+            Ok(()) => Ok(self.client.role(name).map(|role| Targets::clone(role))),
+            Err(error) if error.code() == "tuf.missing" => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// The targets as signed last.
@@ -82,14 +108,6 @@ impl Trust {
     /// [`CliError`] when none are trusted.
     pub fn targets(&self) -> Result<&Verified<Targets>, CliError> {
         self.client.targets().map_err(refused)
-    }
-
-    /// Whether targets that were just signed are signed by enough of the right keys.
-    ///
-    /// # Errors
-    /// [`CliError`] when they are not.
-    pub fn check(&self, targets: &[u8]) -> Result<(), CliError> {
-        self.client.root().verify::<Targets>(targets).map(|_| ()).map_err(refused)
     }
 }
 

@@ -1,6 +1,8 @@
 //! The registry over HTTP: what `farlight repo` and `farlight release` call, and the repository itself
 //! as plain files. Uploads are verified here; nothing that is refused leaves a trace.
 
+use std::collections::BTreeMap;
+
 use axum::body::{Body as RawBody, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
@@ -10,8 +12,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use farlight_release::blob::{MAX_BLOB, id_of};
 use farlight_release::digest;
-use farlight_release::manifest::{CHUNK, MAX_MANIFEST, Manifest};
-use farlight_release::tuf::{MAX_ROOT, MAX_TARGETS};
+use farlight_release::manifest::{CHUNK, MAX_MANIFEST};
+use farlight_release::tuf::{MAX_ROLES_HELD, MAX_ROOT, MAX_TARGETS};
 use farlight_wire::ReleaseId;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -20,12 +22,13 @@ use tokio::io::AsyncWriteExt;
 use tower_http::services::ServeDir;
 use utoipa::ToSchema;
 
-use super::{Record, RegistryError, Status};
+use super::{Change, Document, Plain, Record, RegistryError, Status};
 use crate::api::{ApiError, Body, Operator, Path, Query};
 use crate::app::Shared;
 
-/// Largest upload of signed documents in bytes: base64 of the largest manifest, targets and root.
-const MAX_DOCUMENTS: usize = ((MAX_MANIFEST + MAX_TARGETS + MAX_ROOT) as usize / 3 + 1) * 4 + 4096;
+/// Largest upload of signed documents in bytes: base64 of the largest manifest, targets
+/// and root, and of several delegated roles.
+const MAX_DOCUMENTS: usize = ((MAX_MANIFEST + MAX_TARGETS + MAX_ROOT + MAX_ROLES_HELD as u64) as usize / 3 + 1) * 4 + 4096;
 
 /// Routes for operators, below `/api/v1`.
 pub fn routes() -> Router<Shared> {
@@ -33,7 +36,7 @@ pub fn routes() -> Router<Shared> {
         .route("/online-keys", get(online_keys))
         .route("/repo", get(status))
         .route("/repo/init", post(init))
-        .route("/repo/targets", post(targets))
+        .route("/repo/metadata", post(metadata))
         .route("/blobs/{id}", put(blob))
         .route("/releases", get(releases).post(publish))
         .route("/releases/{model}/{version}", get(release))
@@ -135,34 +138,54 @@ pub async fn init(
     status(State(app)).await
 }
 
-/// Targets metadata that adds no release, base64.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct TargetsRequest {
-    /// Targets metadata, one version above the published one.
-    pub targets: String,
+/// Metadata that was signed offline, base64. What is left out stays as it is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Signed {
+    /// The next root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    /// The next targets metadata, one version above the published one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub targets: Option<String>,
+    /// The next metadata of delegated roles, by name, each one version above the published one.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub roles: BTreeMap<String, String>,
 }
 
-/// Renews the targets metadata: later expiry, raised floor, withdrawn releases.
-#[utoipa::path(post, path = "/api/v1/repo/targets", tag = "registry", request_body = TargetsRequest,
+impl Signed {
+    fn decode(&self) -> Result<Change, ApiError> {
+        let optional = |field: &str, text: &Option<String>| text.as_ref().map(|t| decode(field, t)).transpose();
+        let roles = self.roles.iter().map(|(name, text)| Ok((name.clone(), decode("roles", text)?)));
+        Ok(Change {
+            root: optional("root", &self.root)?,
+            targets: optional("targets", &self.targets)?,
+            roles: roles.collect::<Result<_, ApiError>>()?,
+            release: None,
+        })
+    }
+}
+
+/// Takes metadata that adds no release: later expiry, raised floor, withdrawn releases, other keys.
+#[utoipa::path(post, path = "/api/v1/repo/metadata", tag = "registry", request_body = Signed,
     responses((status = 200, body = Status), (status = 409), (status = 422)))]
-pub async fn targets(
+pub async fn metadata(
     State(app): State<Shared>,
     Extension(Operator(actor)): Extension<Operator>,
-    Body(request): Body<TargetsRequest>,
+    Body(request): Body<Signed>,
 ) -> Result<Json<Status>, ApiError> {
-    app.registry.renew_targets(decode("targets", &request.targets)?, &actor).await?;
+    app.registry.renew(request.decode()?, &actor).await?;
     status(State(app)).await
 }
 
-/// A release: its manifest and the targets metadata that vouches for it, base64.
+/// A release: its document and the metadata that vouches for it, base64.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PublishRequest {
-    /// The manifest.
+    /// The manifest, or the configuration.
     pub manifest: String,
-    /// Targets metadata, one version above the published one.
-    pub targets: String,
+    /// Metadata that names it.
+    pub signed: Signed,
 }
 
 /// Publishes a release whose blobs were uploaded before.
@@ -173,8 +196,9 @@ pub async fn publish(
     Extension(Operator(actor)): Extension<Operator>,
     Body(request): Body<PublishRequest>,
 ) -> Result<Json<Record>, ApiError> {
-    let (targets, manifest) = (decode("targets", &request.targets)?, decode("manifest", &request.manifest)?);
-    Ok(Json(app.registry.publish(targets, manifest, &actor).await?))
+    let release = Some(decode("manifest", &request.manifest)?);
+    let change = Change { release, ..request.signed.decode()? };
+    Ok(Json(app.registry.publish(change, &actor).await?))
 }
 
 /// Which releases.
@@ -194,14 +218,14 @@ pub async fn releases(
 }
 
 /// A release with its manifest.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ReleaseAnswer {
     /// What the registry says.
     #[serde(flatten)]
     pub record: Record,
-    /// The manifest; absent once the release was withdrawn.
+    /// The manifest, or the configuration; absent once the release was withdrawn.
     #[schema(value_type = Option<Object>)]
-    pub manifest: Option<Manifest>,
+    pub manifest: Option<Plain>,
 }
 
 /// One release.
@@ -220,7 +244,7 @@ pub async fn release(
             .hint("see `farlight release list`")
     };
     let record = app.registry.release(&id).await?.ok_or_else(missing)?;
-    let manifest = app.registry.manifest(&id).await?.map(farlight_release::Verified::into_inner);
+    let manifest = app.registry.document(&id).await?.map(Document::into_plain);
     Ok(Json(ReleaseAnswer { record, manifest }))
 }
 

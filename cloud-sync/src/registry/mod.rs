@@ -2,6 +2,8 @@
 //! repository, recorded for ever. Rollouts choose among them; the service cannot make one.
 
 pub mod api;
+mod change;
+mod document;
 mod guard;
 mod online;
 mod records;
@@ -20,6 +22,8 @@ use farlight_wire::{Millis, ReleaseId};
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
 
+pub use change::Change;
+pub use document::{Document, Plain};
 pub use online::{OnlineKeys, OnlinePublic};
 pub use records::Record;
 pub use repository::{Repository, RoleStatus, Status};
@@ -151,29 +155,29 @@ impl Registry {
         Ok(())
     }
 
-    /// Takes targets metadata that adds a release. See [`Repository::accept`].
+    /// Takes metadata that adds a release. See [`Repository::accept`].
     ///
     /// # Errors
     /// [`RegistryError`] saying what does not hold.
-    pub async fn publish(
-        &self,
-        targets: Vec<u8>,
-        manifest: Vec<u8>,
-        actor: &str,
-    ) -> Result<Record, RegistryError> {
-        let change =
-            move |repository: &mut Repository, now| repository.accept(&targets, Some(&manifest), now);
-        let Some(manifest) = self.change(change).await? else { return Err(RegistryError::NotInitialised) };
-        Ok(records::record(&self.store, &manifest, actor, clock::now()).await?)
+    pub async fn publish(&self, change: Change, actor: &str) -> Result<Record, RegistryError> {
+        let added = self.change(move |repository, now| repository.accept(&change, now)).await?;
+        let Some(added) = added else {
+            return Err(RegistryError::Refused("the document of the release is missing".to_owned()));
+        };
+        Ok(records::record(&self.store, &added, actor, clock::now()).await?)
     }
 
-    /// Takes targets metadata that adds nothing: later expiry, a raised floor, a withdrawn release.
+    /// Takes metadata that adds nothing: later expiry, a raised floor, a withdrawn release, other keys.
     ///
     /// # Errors
     /// [`RegistryError`] saying what does not hold.
-    pub async fn renew_targets(&self, targets: Vec<u8>, actor: &str) -> Result<(), RegistryError> {
-        self.change(move |repository, now| repository.accept(&targets, None, now)).await?;
-        records::note(&self.store, actor, "repo.targets", "targets").await?;
+    pub async fn renew(&self, change: Change, actor: &str) -> Result<(), RegistryError> {
+        let change = Change { release: None, ..change };
+        let mut roles: Vec<String> = change.roles.keys().cloned().collect();
+        roles.extend(change.targets.iter().map(|_| "targets".to_owned()));
+        roles.extend(change.root.iter().map(|_| "root".to_owned()));
+        self.change(move |repository, now| repository.accept(&change, now)).await?;
+        records::note(&self.store, actor, "repo.metadata", &roles.join(", ")).await?;
         Ok(())
     }
 
@@ -193,19 +197,25 @@ impl Registry {
         Ok(records::get(&self.store, id).await?)
     }
 
-    /// The manifest of a release that is published now.
+    /// The document of a release that is published now.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when its file cannot be read or was changed.
+    pub async fn document(&self, id: &ReleaseId) -> Result<Option<Document>, RegistryError> {
+        self.repository.read().await.document(id)
+    }
+
+    /// The manifest of a release of a model that is published now.
     ///
     /// # Errors
     /// [`RegistryError`] when its file cannot be read or was changed.
     pub async fn manifest(&self, id: &ReleaseId) -> Result<Option<Verified<Manifest>>, RegistryError> {
-        self.repository.read().await.manifest(id)
+        Ok(self.document(id).await?.and_then(Document::into_manifest))
     }
 
     /// Whether an assignment may name this release: signed, and not below its model's floor.
     pub async fn permits(&self, id: &ReleaseId) -> Result<(), RegistryError> {
-        let repository = self.repository.read().await;
-        let targets = repository.targets().ok_or(RegistryError::NotInitialised)?;
-        Ok(targets.permits(id).map(|_| ())?)
+        self.repository.read().await.permits(id)
     }
 
     /// Where the file of a blob is; `None` when `id` is no digest.
@@ -251,13 +261,11 @@ impl Registry {
 
     async fn reconcile(&self) -> Result<(), RegistryError> {
         let repository = self.repository.read().await;
-        let Some(targets) = repository.targets() else { return Ok(()) };
-        let ids = targets.targets.keys().filter_map(|path| path.strip_suffix(".json")?.parse().ok());
-        for id in ids.collect::<Vec<ReleaseId>>() {
+        for id in repository.releases() {
             if records::get(&self.store, &id).await?.is_none()
-                && let Some(manifest) = repository.manifest(&id)?
+                && let Some(document) = repository.document(&id)?
             {
-                records::record(&self.store, &manifest, "registry", clock::now()).await?;
+                records::record(&self.store, &document, "registry", clock::now()).await?;
             }
         }
         Ok(())

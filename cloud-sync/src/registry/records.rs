@@ -1,12 +1,12 @@
 //! What was released when and from what: the table `releases`. Rows are added and never changed.
 
-use farlight_release::Verified;
-use farlight_release::manifest::{Lineage, Manifest};
+use farlight_release::manifest::Lineage;
 use farlight_wire::{Millis, ReleaseId};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::any::AnyRow;
 
+use super::Document;
 use crate::store::{During, Store, StoreError, audit, int, uint};
 
 /// Most releases of one answer.
@@ -37,23 +37,23 @@ pub struct Record {
 /// Records a release; one that is recorded already stays as it is.
 pub(super) async fn record(
     store: &Store,
-    manifest: &Verified<Manifest>,
+    document: &Document,
     actor: &str,
     now: Millis,
 ) -> Result<Record, StoreError> {
-    let id = manifest.release.to_string();
-    let bytes =
-        manifest.variants.iter().map(|v| v.blob.length).fold(manifest.golden.length, u64::saturating_add);
-    let lineage = serde_json::to_string(&manifest.lineage).unwrap_or_default();
+    let release = document.release();
+    let id = release.to_string();
+    let bytes = document.blobs().iter().map(|blob| blob.length).fold(0, u64::saturating_add);
+    let lineage = serde_json::to_string(&document.lineage()).unwrap_or_default();
     let mut write = store.write().await?;
     let added = sqlx::query(
         "INSERT INTO releases (id, model, version, manifest_sha256, state, published, published_by, bytes, lineage) \
          VALUES ($1, $2, $3, $4, 'published', $5, $6, $7, $8) ON CONFLICT (id) DO NOTHING",
     )
     .bind(&id)
-    .bind(manifest.release.model.as_str())
-    .bind(manifest.release.version.to_string())
-    .bind(manifest.sha256())
+    .bind(release.model.as_str())
+    .bind(release.version.to_string())
+    .bind(document.sha256())
     .bind(int(now.0))
     .bind(actor)
     .bind(int(bytes))
@@ -63,10 +63,10 @@ pub(super) async fn record(
     .during("record a release")?
     .rows_affected();
     if added > 0 {
-        audit(&mut write, actor, "release.publish", &id, manifest.sha256()).await?;
+        audit(&mut write, actor, "release.publish", &id, document.sha256()).await?;
     }
     write.commit().await?;
-    get(store, &manifest.release)
+    get(store, release)
         .await?
         .ok_or_else(|| StoreError::Damaged { what: "table releases", why: format!("{id} was not kept") })
 }

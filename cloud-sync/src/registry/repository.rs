@@ -5,15 +5,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use farlight_release::manifest::{Blob, Manifest};
+use farlight_release::manifest::Blob;
 use farlight_release::tuf::{
-    ASSIGNMENT_KEYS, Document, METADATA, Role, Snapshot, TARGETS, Target, Targets, Timestamp, TrustedRoot,
-    TufError, signer,
+    ASSIGNMENT_KEYS, Document as _, METADATA, Role, Snapshot, TARGETS, Target, Targets, Timestamp, TrustedRoot,
+    TufError, encode_name, signer,
 };
 use farlight_release::{Verified, digest};
 use farlight_wire::{Millis, ReleaseId};
 
 use super::RegistryError;
+use super::change::{self, Accepted, Change, fresh};
+use super::document::Document;
 use super::online::OnlineKeys;
 use crate::files::{self, Access};
 
@@ -35,30 +37,62 @@ pub struct Repository {
 
 /// What is published.
 #[derive(Debug)]
-struct Current {
-    root: TrustedRoot,
-    targets: Verified<Targets>,
-    targets_bytes: Vec<u8>,
+pub(super) struct Current {
+    pub(super) root: TrustedRoot,
+    pub(super) targets: Verified<Targets>,
+    pub(super) targets_bytes: Vec<u8>,
+    pub(super) roles: BTreeMap<String, RoleFile>,
     snapshot: Verified<Snapshot>,
     timestamp: Verified<Timestamp>,
+}
+
+/// The metadata of a role that is or was delegated to.
+#[derive(Debug, Clone)]
+pub(super) struct RoleFile {
+    pub(super) version: u64,
+    pub(super) bytes: Vec<u8>,
+    /// `None` once the role was revoked.
+    pub(super) document: Option<Verified<Targets>>,
+}
+
+impl RoleFile {
+    /// What it says, also once it was revoked: what it published never changes.
+    pub(super) fn targets(&self) -> Result<Targets, RegistryError> {
+        match &self.document {
+            Some(document) => Ok(Targets::clone(document)),
+            None => Ok(Targets::peek(&self.bytes)?),
+        }
+    }
+}
+
+impl Current {
+    /// Whether a target of this name was published by any role.
+    pub(super) fn names(&self, path: &str) -> bool {
+        let by = |role: &RoleFile| role.targets().is_ok_and(|targets| targets.targets.contains_key(path));
+        self.targets.targets.contains_key(path) || self.roles.values().any(by)
+    }
 }
 
 /// Where things stand, for people.
 #[derive(Debug, Clone, serde::Serialize, utoipa::ToSchema)]
 pub struct Status {
-    /// Version and expiry (Unix milliseconds) of each role.
+    /// Each role, delegated ones as well.
     pub roles: BTreeMap<String, RoleStatus>,
     /// Number of signed targets.
     pub targets: usize,
 }
 
-/// Version and expiry of one role.
+/// Version and expiry of one role, and who signs it.
 #[derive(Debug, Clone, serde::Serialize, utoipa::ToSchema)]
 pub struct RoleStatus {
-    /// Version.
+    /// Version; 0 for a delegated role that has not signed anything yet.
     pub version: u64,
     /// When it expires, Unix milliseconds.
     pub expires: u64,
+    /// How many keys may sign for it.
+    pub keys: usize,
+    /// How many of them must.
+    pub threshold: u64,
 }
 
 impl Repository {
@@ -77,21 +111,41 @@ impl Repository {
 
     fn load(&self) -> Result<Option<Current>, RegistryError> {
         let Some(timestamp) = files::read(&self.metadata(Role::Timestamp.file()))? else { return Ok(None) };
-        let mut root = TrustedRoot::open(&self.must_read("1.root.json")?)?;
+        let mut roots = vec![TrustedRoot::open(&self.must_read("1.root.json")?)?];
         for version in 2..MAX_ROOTS {
-            match files::read(&self.metadata(&format!("{version}.root.json")))? {
-                Some(bytes) => root = root.succeed(&bytes)?,
-                None => break,
+            match (files::read(&self.metadata(&format!("{version}.root.json")))?, roots.last()) {
+                (Some(bytes), Some(root)) => roots.push(root.succeed(&bytes)?),
+                _ => break,
             }
         }
-        let timestamp: Verified<Timestamp> = root.verify(&timestamp)?;
+        let newest = roots.pop();
+        let current = newest.map(|root| self.load_under(root, &timestamp)).transpose();
+        // A crash after a new root was written and before the timestamp was: what was published before
+        // still holds under the root before, and the operator sends the change again.
+        match (current, roots.pop()) {
+            (Err(RegistryError::Tuf(TufError::Signature { .. })), Some(root)) => {
+                self.load_under(root, &timestamp).map(Some)
+            }
+            (current, _) => current,
+        }
+    }
+
+    fn load_under(&self, root: TrustedRoot, timestamp: &[u8]) -> Result<Current, RegistryError> {
+        let timestamp: Verified<Timestamp> = root.verify(timestamp)?;
         let version = timestamp.snapshot().map_or(0, |meta| meta.version);
         let snapshot: Verified<Snapshot> =
             root.verify(&self.must_read(&format!("{version}.snapshot.json"))?)?;
         let version = snapshot.targets().map_or(0, |meta| meta.version);
         let targets_bytes = self.must_read(&format!("{version}.targets.json"))?;
-        let targets = root.verify(&targets_bytes)?;
-        Ok(Some(Current { root, targets, targets_bytes, snapshot, timestamp }))
+        let targets: Verified<Targets> = root.verify(&targets_bytes)?;
+        let mut roles = BTreeMap::new();
+        for (name, meta) in snapshot.roles() {
+            let bytes = self.must_read(&role_file(name, meta.version))?;
+            let delegated = targets.delegations.as_ref().is_some_and(|all| all.role(name).is_some());
+            let document = if delegated { Some(targets.verify_role(name, &bytes)?) } else { None };
+            roles.insert(name.to_owned(), RoleFile { version: meta.version, bytes, document });
+        }
+        Ok(Current { root, targets, targets_bytes, roles, snapshot, timestamp })
     }
 
     /// Takes the first root and targets, signed offline, and publishes them. The same again is accepted.
@@ -117,7 +171,7 @@ impl Repository {
         }
         self.check_online(&root)?;
         let targets: Verified<Targets> = root.verify(targets_bytes)?;
-        fresh(root.root(), now)?;
+        fresh("root metadata", root.root().expires(), now)?;
         let unknown = targets.targets.keys().find(|path| *path != ASSIGNMENT_KEYS);
         if let Some(path) = unknown {
             return Err(RegistryError::Refused(format!(
@@ -134,53 +188,35 @@ impl Repository {
         let target = target.ok_or_else(|| TufError::UnknownTarget { path: ASSIGNMENT_KEYS.to_owned() })?;
         target.verify(ASSIGNMENT_KEYS, assignment_keys)?;
         self.write_target(ASSIGNMENT_KEYS, target, assignment_keys)?;
-        self.write_metadata("1.root.json", root_bytes)?;
-        self.publish(root, targets, targets_bytes, (0, 0), now)
+        let targets_bytes = targets_bytes.to_vec();
+        let first =
+            Accepted { root, targets, targets_bytes, roles: BTreeMap::new(), added: None, differs: true };
+        self.publish(first, (0, 0), now)
     }
 
-    /// Takes new targets metadata, signed offline, with the manifest of a release that it adds (none for
-    /// a mere renewal), and publishes it. The same again is accepted. The release that was added.
+    /// Takes metadata that was signed offline, with the document of a release that it adds (none for a mere
+    /// renewal), and publishes it. The same again is accepted. The release that was added.
     ///
     /// # Errors
     /// [`RegistryError`] saying what does not hold; nothing is published then.
-    pub fn accept(
-        &mut self,
-        targets_bytes: &[u8],
-        manifest: Option<&[u8]>,
-        now: Millis,
-    ) -> Result<Option<Verified<Manifest>>, RegistryError> {
+    pub fn accept(&mut self, change: &Change, now: Millis) -> Result<Option<Document>, RegistryError> {
         let current = self.current.as_ref().ok_or(RegistryError::NotInitialised)?;
-        let targets: Verified<Targets> = current.root.verify(targets_bytes)?;
-        let added = manifest.map(|bytes| Added::read(&targets, bytes)).transpose()?;
-        if targets_bytes == current.targets_bytes {
-            return Ok(added.map(|added| added.manifest));
+        let accepted = change.check(current, now)?;
+        self.check_online(&accepted.root)?;
+        let added = accepted.added.clone();
+        if !accepted.differs {
+            return Ok(added);
         }
-        let (trusted, offered) = (current.targets.version, targets.version);
-        if offered != trusted.saturating_add(1) {
-            let what = "targets metadata".to_owned();
-            return Err(TufError::Rollback { what, trusted, offered }.into());
+        if let (Some(added), Some(bytes)) = (&added, &change.release) {
+            added.blobs().into_iter().try_for_each(|blob| self.check_blob(blob))?;
+            let path = added.release().target_path();
+            let role = change::speaker(&accepted.targets, &accepted.roles, &path);
+            let target = role.and_then(|role| role.targets.get(&path));
+            self.write_target(&path, target.ok_or(TufError::UnknownTarget { path: path.clone() })?, bytes)?;
         }
-        fresh(&*targets, now)?;
-        for (path, target) in &targets.targets {
-            let is_added = added.as_ref().is_some_and(|added| added.path == *path);
-            match current.targets.targets.get(path) {
-                Some(old) if old.hashes == target.hashes && old.length == target.length => {}
-                Some(_) => return Err(RegistryError::Immutable(path.clone())),
-                None if is_added => {}
-                None => {
-                    let text = format!("the targets name {path:?}, which nobody uploaded");
-                    return Err(RegistryError::Refused(text));
-                }
-            }
-        }
-        if let Some(added) = &added {
-            let variants = added.manifest.variants.iter().map(|variant| &variant.blob);
-            variants.chain([&added.manifest.golden]).try_for_each(|blob| self.check_blob(blob))?;
-            self.write_target(&added.path, &added.target, manifest.unwrap_or_default())?;
-        }
-        let (root, versions) = (current.root.clone(), (current.snapshot.version, current.timestamp.version));
-        self.publish(root, targets, targets_bytes, versions, now)?;
-        Ok(added.map(|added| added.manifest))
+        let versions = (current.snapshot.version, current.timestamp.version);
+        self.publish(accepted, versions, now)?;
+        Ok(added)
     }
 
     /// Signs snapshot and timestamp again when less than half of their time is left. Whether it did.
@@ -195,35 +231,50 @@ impl Repository {
             return Ok(false);
         }
         let versions = (current.snapshot.version, current.timestamp.version);
-        let (root, targets, bytes) =
-            (current.root.clone(), current.targets.clone(), current.targets_bytes.clone());
-        self.publish(root, targets, &bytes, versions, now)?;
+        let same = Accepted {
+            root: current.root.clone(),
+            targets: current.targets.clone(),
+            targets_bytes: current.targets_bytes.clone(),
+            roles: current.roles.clone(),
+            added: None,
+            differs: false,
+        };
+        self.publish(same, versions, now)?;
         Ok(true)
     }
 
-    /// Writes targets, signs the next snapshot and timestamp over them, and makes them current.
+    /// Writes what was accepted, signs the next snapshot and timestamp over it, and makes it current.
     fn publish(
         &mut self,
-        root: TrustedRoot,
-        targets: Verified<Targets>,
-        targets_bytes: &[u8],
+        accepted: Accepted,
         (snapshot, timestamp): (u64, u64),
         now: Millis,
     ) -> Result<(), RegistryError> {
+        let Accepted { root, targets, targets_bytes, roles, .. } = accepted;
         let version = snapshot.saturating_add(1);
-        self.write_metadata(&format!("{}.targets.json", targets.version), targets_bytes)?;
-        let next = Snapshot::new(version, now.plus(SNAPSHOT_VALID), targets.version, targets_bytes);
+        let old = self.current.as_ref();
+        let mut next = Snapshot::new(version, now.plus(SNAPSHOT_VALID), targets.version, &targets_bytes);
+        for (name, role) in &roles {
+            next.list(name, role.version, &role.bytes);
+            if old.is_none_or(|old| old.roles.get(name).is_none_or(|old| old.bytes != role.bytes)) {
+                self.write_metadata(&role_file(name, role.version), &role.bytes)?;
+            }
+        }
+        self.write_metadata(&format!("{}.targets.json", targets.version), &targets_bytes)?;
         let snapshot_bytes = signer::sign(&next, &[&self.keys.snapshot])?;
         let snapshot = root.verify(&snapshot_bytes)?;
-        let next =
+        let mut next =
             Timestamp::new(timestamp.saturating_add(1), now.plus(TIMESTAMP_VALID), version, &snapshot_bytes);
+        next.issued = Some(now);
         let timestamp_bytes = signer::sign(&next, &[&self.keys.timestamp])?;
         let timestamp = root.verify(&timestamp_bytes)?;
         self.write_metadata(&format!("{version}.snapshot.json"), &snapshot_bytes)?;
+        if old.is_none_or(|old| old.root.bytes() != root.bytes()) {
+            self.write_metadata(&format!("{}.root.json", root.root().version), root.bytes())?;
+        }
         // From here on it is published.
         self.write_metadata(Role::Timestamp.file(), &timestamp_bytes)?;
-        let targets_bytes = targets_bytes.to_vec();
-        self.current = Some(Current { root, targets, targets_bytes, snapshot, timestamp });
+        self.current = Some(Current { root, targets, targets_bytes, roles, snapshot, timestamp });
         Ok(())
     }
 
@@ -242,32 +293,67 @@ impl Repository {
         &self.keys
     }
 
-    /// The manifest of a release that is published.
+    /// The releases that are published.
+    pub fn releases(&self) -> Vec<ReleaseId> {
+        let Some(current) = &self.current else { return Vec::new() };
+        let roles = current.roles.values().filter_map(|role| role.document.as_ref());
+        let paths = [&current.targets].into_iter().chain(roles).flat_map(|role| role.targets.keys());
+        paths.filter_map(|path| path.strip_suffix(".json")?.parse().ok()).collect()
+    }
+
+    /// Whether an assignment may name a release: signed, and not below the floor of its model.
+    ///
+    /// # Errors
+    /// [`RegistryError::Tuf`] saying why not.
+    pub fn permits(&self, release: &ReleaseId) -> Result<(), RegistryError> {
+        let current = self.current.as_ref().ok_or(RegistryError::NotInitialised)?;
+        current.targets.check_floor(release)?;
+        let path = release.target_path();
+        let role = change::speaker(&current.targets, &current.roles, &path);
+        Ok(role.ok_or(TufError::UnknownTarget { path })?.check_floor(release)?)
+    }
+
+    /// The document of a release that is published.
     ///
     /// # Errors
     /// [`RegistryError`] when its file cannot be read or was changed on disk.
-    pub fn manifest(&self, release: &ReleaseId) -> Result<Option<Verified<Manifest>>, RegistryError> {
+    pub fn document(&self, release: &ReleaseId) -> Result<Option<Document>, RegistryError> {
         let path = release.target_path();
-        let Some(targets) = self.targets() else { return Ok(None) };
-        let Some(target) = targets.targets.get(&path) else { return Ok(None) };
+        let Some(current) = &self.current else { return Ok(None) };
+        let Some(role) = change::speaker(&current.targets, &current.roles, &path) else { return Ok(None) };
+        let Some(target) = role.targets.get(&path) else { return Ok(None) };
         let Some(bytes) = files::read(&self.target_path(&path, target)?)? else { return Ok(None) };
-        Ok(Some(Added::read_as(targets, &path, &bytes)?.manifest))
+        Ok(Some(Document::verify(role, release, &bytes)?))
     }
 
     /// Where things stand.
     pub fn status(&self) -> Option<Status> {
-        fn role<T: Document>(document: &T) -> (String, RoleStatus) {
-            let status = RoleStatus { version: document.version(), expires: document.expires().0 };
-            (T::ROLE.name().to_owned(), status)
-        }
         let current = self.current.as_ref()?;
-        let roles = BTreeMap::from([
-            role(current.root.root()),
-            role(&*current.targets),
-            role(&*current.snapshot),
-            role(&*current.timestamp),
-        ]);
-        Some(Status { roles, targets: current.targets.targets.len() })
+        let mut roles = BTreeMap::new();
+        let mut note = |name: &str, version, expires: Millis, keys: usize, threshold| {
+            roles.insert(name.to_owned(), RoleStatus { version, expires: expires.0, keys, threshold });
+        };
+        let root = current.root.root();
+        for (role, version, expires) in [
+            (Role::Root, root.version, root.expires),
+            (Role::Targets, current.targets.version, current.targets.expires),
+            (Role::Snapshot, current.snapshot.version, current.snapshot.expires),
+            (Role::Timestamp, current.timestamp.version, current.timestamp.expires),
+        ] {
+            let threshold = root.roles.get(role.name()).map_or(0, |keys| keys.threshold);
+            note(role.name(), version, expires, current.root.keys(role).len(), threshold);
+        }
+        let mut targets = current.targets.targets.len();
+        let delegations = current.targets.delegations.as_ref();
+        for delegated in delegations.iter().flat_map(|all| &all.roles) {
+            let keys = delegations.map_or(0, |all| all.keys(&delegated.name).len());
+            // Version 0: it has not signed anything yet.
+            let document = current.roles.get(&delegated.name).and_then(|role| role.document.as_ref());
+            let (version, expires) = document.map_or((0, Millis(0)), |role| (role.version, role.expires));
+            targets += document.map_or(0, |role| role.targets.len());
+            note(&delegated.name, version, expires, keys, delegated.threshold);
+        }
+        Some(Status { roles, targets })
     }
 
     /// Where the file of a blob is.
@@ -331,32 +417,7 @@ impl Repository {
     }
 }
 
-/// A release that new targets metadata adds.
-struct Added {
-    path: String,
-    target: Target,
-    manifest: Verified<Manifest>,
-}
-
-impl Added {
-    fn read(targets: &Verified<Targets>, bytes: &[u8]) -> Result<Self, RegistryError> {
-        let release = Manifest::parse_checked(bytes)?.release;
-        Self::read_as(targets, &release.target_path(), bytes)
-    }
-
-    fn read_as(targets: &Verified<Targets>, path: &str, bytes: &[u8]) -> Result<Self, RegistryError> {
-        let release: ReleaseId = path
-            .strip_suffix(".json")
-            .and_then(|id| id.parse().ok())
-            .ok_or_else(|| RegistryError::Refused(format!("{path:?} is not the name of a release")))?;
-        let manifest = targets.verify_manifest(&release, bytes)?;
-        let target = targets.targets.get(path).cloned();
-        let target = target.ok_or_else(|| TufError::UnknownTarget { path: path.to_owned() })?;
-        Ok(Self { path: path.to_owned(), target, manifest })
-    }
-}
-
-fn fresh<T: Document>(document: &T, now: Millis) -> Result<(), RegistryError> {
-    let (role, expires) = (T::ROLE, document.expires());
-    if now < expires { Ok(()) } else { Err(TufError::Expired { role, expires, now }.into()) }
+/// The file of a delegated role.
+fn role_file(name: &str, version: u64) -> String {
+    format!("{version}.{}.json", encode_name(name))
 }

@@ -164,7 +164,7 @@ pub async fn create(
     Extension(operator): Extension<Operator>,
     Body(request): Body<CreateRollout>,
 ) -> Result<Json<RolloutSummary>, ApiError> {
-    if app.registry.manifest(&request.release).await.map_err(ApiError::internal)?.is_none() {
+    if app.registry.document(&request.release).await.map_err(ApiError::internal)?.is_none() {
         return Err(ApiError::missing(
             "release.unknown",
             format!("release {} is not published", request.release),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::canonical::{self, Fractions};
 use crate::manifest::{ManifestError, Requires};
-use crate::tuf::{Client, VerifyError};
+use crate::tuf::{Client, Targets, VerifyError};
 use crate::verified::Verified;
 
 /// The name that configuration releases have instead of a model's.
@@ -162,7 +162,23 @@ impl Client {
         release: &ReleaseId,
         bytes: &[u8],
     ) -> Result<Verified<ConfigManifest>, VerifyError> {
-        self.permits(release)?.verify(&release.target_path(), bytes)?;
+        self.permits(release)?;
+        self.found(&release.target_path())?.1.verify_config(release, bytes)
+    }
+}
+
+impl Verified<Targets> {
+    /// Verifies the bytes of a configuration release against its target in this role, then reads and checks
+    /// them. The floor is not looked at: it limits what is assigned, not what is genuine.
+    ///
+    /// # Errors
+    /// [`VerifyError`] saying what does not hold.
+    pub fn verify_config(
+        &self,
+        release: &ReleaseId,
+        bytes: &[u8],
+    ) -> Result<Verified<ConfigManifest>, VerifyError> {
+        self.verify_target(&release.target_path(), bytes)?;
         let config = ConfigManifest::parse(bytes)?;
         if config.release != *release {
             let rule = format!("must be {release}, the release it is signed as");

@@ -7,6 +7,12 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
+/// SHA-256 of `bytes` as it is.
+#[cfg(feature = "foreign-keys")]
+pub(crate) fn sha256_bytes(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
 pub(crate) fn sha512(bytes: &[u8]) -> String {
     hex::encode(Sha512::digest(bytes))
 }

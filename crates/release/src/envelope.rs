@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::canonical::{self, Fractions, JsonError};
-use crate::key::{KeyPair, PublicKey};
+use crate::key::{KeyPair, Verifier};
 
 /// Most signatures in one document: bounds the work a hostile file can cause.
 pub(crate) const MAX_SIGNATURES: usize = 128;
@@ -34,9 +34,14 @@ impl Envelope {
             return Err(format!("{} signatures, at most {MAX_SIGNATURES} are read", list.len()));
         }
         let mut signatures = Vec::with_capacity(list.len());
+        let mut keyids = BTreeSet::new();
         for entry in list {
             let text = |field| entry.get(field).and_then(Value::as_str).map(str::to_owned);
             match (text("keyid"), text("sig")) {
+                // TUF 4.2.1: a key id is unique among the signatures, or else somebody counts twice.
+                (Some(keyid), _) if !keyids.insert(keyid.clone()) => {
+                    return Err(format!("two signatures by the key id {keyid:.80}"));
+                }
                 (Some(keyid), Some(sig)) => signatures.push((keyid, sig)),
                 _ => return Err("a signature without `keyid` and `sig` texts".to_owned()),
             }
@@ -47,14 +52,14 @@ impl Envelope {
 
     /// The keys among `trusted` (by key id) that signed this document, each counted once however many
     /// signatures or key ids stand for it.
-    pub(crate) fn signers(&self, trusted: &BTreeMap<&str, &PublicKey>) -> BTreeSet<[u8; 32]> {
+    pub(crate) fn signers<K: Verifier>(&self, trusted: &BTreeMap<&str, &K>) -> BTreeSet<[u8; 32]> {
         let mut valid = BTreeSet::new();
         for (keyid, signature) in &self.signatures {
             if let Some(key) = trusted.get(keyid.as_str())
-                && !valid.contains(key.as_bytes())
+                && !valid.contains(&key.identity())
                 && key.verifies(&self.message, signature)
             {
-                valid.insert(*key.as_bytes());
+                valid.insert(key.identity());
             }
         }
         valid
@@ -62,7 +67,7 @@ impl Envelope {
 
     /// Whether a signature claims to be by one of `keys` and is not: a damaged document, where a
     /// document that is merely signed by others is a foreign one.
-    pub(crate) fn is_damaged(&self, keys: &BTreeMap<&str, &PublicKey>) -> bool {
+    pub(crate) fn is_forged<K: Verifier>(&self, keys: &BTreeMap<&str, &K>) -> bool {
         self.signatures.iter().any(|(keyid, signature)| {
             keys.get(keyid.as_str()).is_some_and(|key| !key.verifies(&self.message, signature))
         })

@@ -1,6 +1,9 @@
 //! Ed25519 keys: as TUF key objects (public) and as PKCS#8 PEM (private). Whoever makes a key brings
 //! the random seed; files and their permissions are the shell's business.
 
+#[cfg(feature = "foreign-keys")]
+mod foreign;
+
 use std::fmt;
 
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey, KeypairBytes, spki::der::pem::LineEnding};
@@ -89,6 +92,63 @@ impl PublicKey {
         let mut bytes = [0; 64];
         hex::decode_to_slice(signature, &mut bytes).is_ok()
             && self.0.verify_strict(message, &Signature::from_bytes(&bytes)).is_ok()
+    }
+}
+
+/// What a signature is verified with.
+pub(crate) trait Verifier {
+    /// Whether `signature` (as it stands in the document) over `message` is this key's.
+    fn verifies(&self, message: &[u8], signature: &str) -> bool;
+    /// What tells this key from every other, under whatever key id it is listed.
+    fn identity(&self) -> [u8; 32];
+}
+
+impl Verifier for PublicKey {
+    fn verifies(&self, message: &[u8], signature: &str) -> bool {
+        Self::verifies(self, message, signature)
+    }
+
+    fn identity(&self) -> [u8; 32] {
+        *self.as_bytes()
+    }
+}
+
+/// A key that TUF metadata is verified with: ed25519, and in interoperability tests the kinds of others.
+pub(crate) enum MetadataKey {
+    Ed25519(PublicKey),
+    #[cfg(feature = "foreign-keys")]
+    Foreign(foreign::ForeignKey),
+}
+
+impl MetadataKey {
+    /// Reads a TUF key object.
+    ///
+    /// # Errors
+    /// [`KeyError`] when it is of a kind that is not supported.
+    pub(crate) fn from_object(object: &Value) -> Result<Self, KeyError> {
+        #[cfg(feature = "foreign-keys")]
+        if let Some(key) = foreign::ForeignKey::from_object(object) {
+            return Ok(Self::Foreign(key));
+        }
+        PublicKey::from_object(object).map(Self::Ed25519)
+    }
+}
+
+impl Verifier for MetadataKey {
+    fn verifies(&self, message: &[u8], signature: &str) -> bool {
+        match self {
+            Self::Ed25519(key) => key.verifies(message, signature),
+            #[cfg(feature = "foreign-keys")]
+            Self::Foreign(key) => key.verifies(message, signature),
+        }
+    }
+
+    fn identity(&self) -> [u8; 32] {
+        match self {
+            Self::Ed25519(key) => key.identity(),
+            #[cfg(feature = "foreign-keys")]
+            Self::Foreign(key) => key.identity(),
+        }
     }
 }
 

@@ -14,3 +14,6 @@ pub mod tuf;
 mod verified;
 
 pub use verified::Verified;
+
+#[cfg(test)]
+mod codes;

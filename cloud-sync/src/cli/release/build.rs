@@ -63,6 +63,9 @@ struct Summary {
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let recipe = Recipe::load(&args.recipe)?;
     let release = ReleaseId::new(recipe.model.clone(), args.version.clone());
+    if release.model.as_str() == farlight_release::config::NAME {
+        return Err(CliError::usage("a model cannot be named `config`: that is what configuration releases are named"));
+    }
     if args.parent.as_ref().is_some_and(|parent| parent.model != release.model || *parent == release) {
         return Err(CliError::usage("--parent must be another release of the same model"));
     }
@@ -106,7 +109,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let summary = Summary {
         release,
         bundle: args.out.clone(),
-        manifest_sha256: farlight_release::digest::sha256(&bundle.manifest()?.1),
+        manifest_sha256: farlight_release::digest::sha256(&bundle.document()?.1),
         model_bytes: onnx.len() as u64,
         samples: samples.len(),
         accuracy,

@@ -1,21 +1,24 @@
-//! A bundle on disk: `manifest.json`, `blobs/‹id›`, `targets.json` once it is signed.
+//! A bundle on disk: `manifest.json` (a model's manifest, or a configuration), `blobs/‹id›`, and once it is
+//! signed the metadata that names it: `targets.json`, or that of a model family.
 
 use std::path::{Path, PathBuf};
 
 use farlight_release::blob;
-use farlight_release::manifest::{Blob, Manifest};
+use farlight_release::manifest::Blob;
+use serde::Serialize;
 
 use crate::cli::error::CliError;
 use crate::cli::files;
+use crate::registry::Plain;
 
 /// A bundle's folder.
-pub(super) struct Bundle {
+pub(in crate::cli) struct Bundle {
     folder: PathBuf,
 }
 
 impl Bundle {
     /// The bundle in `folder`.
-    pub(super) fn at(folder: &Path) -> Self {
+    pub(in crate::cli) fn at(folder: &Path) -> Self {
         Self { folder: folder.to_owned() }
     }
 
@@ -23,45 +26,40 @@ impl Bundle {
         self.folder.join("manifest.json")
     }
 
-    pub(super) fn targets_path(&self) -> PathBuf {
-        self.folder.join("targets.json")
-    }
-
     pub(super) fn blob_path(&self, blob: &Blob) -> PathBuf {
         self.folder.join("blobs").join(&blob.id)
     }
 
     /// Writes a bundle that is not signed yet.
-    pub(super) fn write(&self, manifest: &Manifest, blobs: &[&[u8]]) -> Result<(), CliError> {
+    pub(in crate::cli) fn write(&self, document: &impl Serialize, blobs: &[&[u8]]) -> Result<(), CliError> {
         files::folder(&self.folder.join("blobs"))?;
         for bytes in blobs {
             files::write(&self.blob_path(&blob::describe(bytes)), bytes)?;
         }
         // A signature over an earlier build would not fit this one.
-        match std::fs::remove_file(self.targets_path()) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(CliError::file(format!("remove {}: {e}", self.targets_path().display())));
+        for path in files::list(&self.folder)? {
+            if path.extension().is_some_and(|extension| extension == "json") && path != self.manifest_path() {
+                std::fs::remove_file(&path)
+                    .map_err(|e| CliError::file(format!("remove {}: {e}", path.display())))?;
             }
-            _ => {}
         }
-        let text = serde_json::to_vec_pretty(manifest)
+        let text = serde_json::to_vec_pretty(document)
             .map_err(|e| CliError::failure(format!("write the manifest as JSON: {e}")))?;
         files::write(&self.manifest_path(), &text)
     }
 
-    /// Reads and checks the manifest; its bytes are what is signed.
-    pub(super) fn manifest(&self) -> Result<(Manifest, Vec<u8>), CliError> {
+    /// Reads and checks the document; its bytes are what is signed.
+    pub(in crate::cli) fn document(&self) -> Result<(Plain, Vec<u8>), CliError> {
         let path = self.manifest_path();
         let bytes = files::read(&path)?;
-        let manifest = Manifest::parse_checked(&bytes)
+        let document = Plain::parse(&bytes)
             .map_err(|e| CliError::verification(e.code(), format!("{}: {e}", path.display())))?;
-        Ok((manifest, bytes))
+        Ok((document, bytes))
     }
 
     /// Checks that every blob is there and holds what the manifest says.
-    pub(super) fn check_blobs<'a>(&self, manifest: &'a Manifest) -> Result<Vec<&'a Blob>, CliError> {
-        let mut blobs: Vec<&Blob> = manifest.variants.iter().map(|variant| &variant.blob).collect();
-        blobs.push(&manifest.golden);
+    pub(super) fn check_blobs<'a>(&self, document: &'a Plain) -> Result<Vec<&'a Blob>, CliError> {
+        let blobs = document.blobs();
         for blob in &blobs {
             let path = self.blob_path(blob);
             if blob::describe(&files::read(&path)?) != **blob {

@@ -1,8 +1,8 @@
 //! `farlight release`: build a bundle from a recipe and a model, sign it offline, publish it, look at
-//! what is published. A bundle is a folder: `manifest.json`, `blobs/‹id›`, and `targets.json` once signed.
+//! what is published. A bundle is a folder: see `bundle`.
 
 mod build;
-mod bundle;
+pub(super) mod bundle;
 mod publish;
 pub mod recipe;
 mod sign;
@@ -21,7 +21,7 @@ use crate::registry::Record;
 pub enum Command {
     /// Make a bundle: check the model with the fleet's engine, measure it, write golden vectors and profile
     Build(build::Args),
-    /// Sign a bundle with the offline targets keys
+    /// Sign a bundle with the offline keys of the role that may speak for it
     Sign(sign::Args),
     /// Upload a signed bundle; doing it again changes nothing
     Publish(publish::Args),

@@ -20,9 +20,9 @@ use tokio::io::AsyncReadExt;
 use super::bundle::Bundle;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::files;
 use crate::cli::http::Api;
 use crate::cli::output;
+use crate::cli::repo::change::Change;
 use crate::registry::Record;
 
 /// Bytes that are read and sent at once.
@@ -38,30 +38,30 @@ pub struct Args {
 pub(super) async fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let api = context.api()?;
     let bundle = Bundle::at(&args.bundle);
-    let (manifest, bytes) = bundle.manifest()?;
-    let query = [("model", manifest.release.model.as_str())];
+    let (document, bytes) = bundle.document()?;
+    let release = document.release();
+    let query = [("model", release.model.as_str())];
     let published: Vec<Record> = api.get_with("/api/v1/releases", &query).await?;
-    if let Some(record) = published.into_iter().find(|record| record.release == manifest.release) {
+    if let Some(record) = published.into_iter().find(|record| record.release == *release) {
         if record.manifest_sha256 == digest::sha256(&bytes) {
             return answer(context, &record, "was published already");
         }
-        let message = format!("release {} is published with another manifest", manifest.release);
+        let message = format!("release {release} is published with another manifest");
         return Err(CliError::verification("registry.immutable", message)
             .hint("a release never changes: build it under another version"));
     }
-    let path = bundle.targets_path();
-    if !path.is_file() {
-        return Err(CliError::file(format!("{} is not there: the bundle is not signed", path.display()))
+    let signed = Change::in_bundle(&args.bundle)?;
+    if signed.is_empty() {
+        return Err(CliError::file(format!("{}: the bundle is not signed", args.bundle.display()))
             .hint("run `farlight release sign BUNDLE --keys DIR`"));
     }
-    let targets = files::read(&path)?;
-    let blobs = bundle.check_blobs(&manifest)?;
+    let blobs = bundle.check_blobs(&document)?;
     let bar = output::progress(blobs.iter().map(|blob| blob.length).sum(), "upload");
     for blob in blobs {
         upload(&api, &bundle, blob, &bar).await?;
     }
     bar.finish_and_clear();
-    let body = json!({ "manifest": STANDARD.encode(&bytes), "targets": STANDARD.encode(targets) });
+    let body = json!({ "manifest": STANDARD.encode(&bytes), "signed": signed.to_signed() });
     let record: Record = api.post("/api/v1/releases", &body).await?;
     answer(context, &record, "published")
 }

@@ -1,18 +1,17 @@
-//! `release sign`: adds a bundle's manifest to the newest targets and signs them with the offline keys.
-//! The cloud is asked only for what is published, and believed only as far as it is signed.
+//! `release sign`: adds a bundle's document to the newest metadata of the role that may speak for it, and
+//! signs that offline. The cloud is asked only for what is published, and believed only as far as it is signed.
 
 use std::path::PathBuf;
 
-use farlight_release::tuf::Targets;
+use farlight_release::tuf::{Role, Targets};
 use farlight_wire::ReleaseId;
 use serde::Serialize;
 
 use super::bundle::Bundle;
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
-use crate::cli::files;
-use crate::cli::keys::{self, Offline};
-use crate::cli::repo::sign_targets;
+use crate::cli::repo;
+use crate::cli::repo::change::{Change, Progress};
 use crate::cli::trust::{self, MAX_DAYS, Trust};
 
 /// Arguments of `release sign`.
@@ -23,7 +22,7 @@ pub struct Args {
     /// Folder of the offline keys
     #[arg(long, value_name = "DIR")]
     keys: PathBuf,
-    /// Days until the signed targets expire
+    /// Days until the signed metadata expires
     #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_DAYS)))]
     days: u32,
     /// From now on, no device may be told to run a version of this model below this one
@@ -34,42 +33,78 @@ pub struct Args {
 #[derive(Debug, Serialize)]
 struct Signed {
     release: ReleaseId,
+    role: String,
     targets_version: u64,
     floor: Option<semver::Version>,
+    missing: Vec<Progress>,
 }
 
 pub(super) async fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let bundle = Bundle::at(&args.bundle);
-    let (manifest, bytes) = bundle.manifest()?;
-    bundle.check_blobs(&manifest)?;
-    let pairs = keys::load(&args.keys, Offline::Targets)?;
-    let trust = Trust::refresh(&args.keys, &context.api()?).await?;
-    let release = manifest.release;
-    let mut targets = Targets::clone(trust.targets()?);
+    let (document, bytes) = bundle.document()?;
+    bundle.check_blobs(&document)?;
+    let pairs = repo::pairs(&args.keys)?;
+    let api = context.api()?;
+    let mut trust = Trust::refresh(&args.keys, &api).await?;
+    let release = document.release().clone();
     let path = release.target_path();
-    if let Some(old) = targets.targets.get(&path) {
-        let message = match old.verify(&path, &bytes) {
-            Ok(()) => format!("release {release} is signed and published already"),
-            Err(_) => format!("release {release} is published already, with another manifest"),
-        };
-        return Err(
-            CliError::failure(message).hint("a release never changes: build it under another version")
-        );
+    let top = Targets::clone(trust.targets()?);
+    let family = top.delegations.as_ref().and_then(|all| Some(all.of(&path).0.first()?.name.clone()));
+    let role = family.clone().unwrap_or_else(|| Role::Targets.name().to_owned());
+    let published = match &family {
+        Some(family) => trust.role(family, &api).await?.unwrap_or_else(|| Targets::new(0, trust::in_days(0))),
+        None => top.clone(),
+    };
+    for old in [&top, &published] {
+        if let Some(old) = old.targets.get(&path) {
+            let message = match old.verify(&path, &bytes) {
+                Ok(()) => format!("release {release} is signed and published already"),
+                Err(_) => format!("release {release} is published already, with another manifest"),
+            };
+            let hint = "a release never changes: build it under another version";
+            return Err(CliError::failure(message).hint(hint));
+        }
     }
+    let mut next = published.clone();
     if let Some(floor) = &args.floor {
-        raise_floor(&mut targets, &release, floor)?;
+        raise_floor(&mut next, &release, floor)?;
     }
-    targets.add(path, &bytes);
-    targets.version = targets.version.saturating_add(1);
-    targets.expires = targets.expires.max(trust::in_days(args.days));
-    let signed = sign_targets(&targets, &pairs)?;
-    trust.check(&signed)?;
-    files::write(&bundle.targets_path(), &signed)?;
-    let floor = targets.floor.get(&release.model).cloned();
-    let summary = Signed { release, targets_version: targets.version, floor };
+    next.add(path, &bytes);
+    next.version = next.version.saturating_add(1);
+    next.expires = next.expires.max(trust::in_days(args.days));
+    // Another machine may have signed the very same before: then this one adds its signatures.
+    let mut change = Change::read(&args.bundle, &trust)?;
+    let begun = match &family {
+        Some(family) => change.role(family)?,
+        None => Some(change.targets(&trust)?),
+    };
+    let same = begun.is_some_and(|begun| {
+        next.expires = begun.expires;
+        begun == next
+    });
+    if !same {
+        change.remove(&args.bundle);
+        change = Change::default();
+        next.expires = published.expires.max(trust::in_days(args.days));
+        match &family {
+            Some(family) => change.set_role(family, &next)?,
+            None => change.set_targets(&next)?,
+        }
+    }
+    if change.sign(&pairs, &trust)? == 0 {
+        let message = format!("none of these keys may sign releases of {} (role {role})", release.model);
+        return Err(CliError::verification("tuf.signature", message)
+            .hint("are these the right keys? see `farlight repo status` and `farlight keys list DIR`"));
+    }
+    let missing = change.missing(&trust)?;
+    change.write(&args.bundle)?;
+    let floor = next.floor.get(&release.model).cloned();
+    let summary = Signed { release, role, targets_version: next.version, floor, missing };
     context.answer(&summary, |signed| {
         let floor = signed.floor.as_ref().map_or_else(String::new, |floor| format!(", floor {floor}"));
-        format!("signed {} in targets version {}{floor}", signed.release, signed.targets_version)
+        let (release, role, version) = (&signed.release, &signed.role, signed.targets_version);
+        let missing = repo::waiting_text(&signed.missing);
+        format!("signed {release} in {role} version {version}{floor}{missing}")
     })
 }
 

@@ -115,6 +115,9 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError::Invalid`] naming the field and the rule it breaks.
     pub fn check(&self) -> Check {
+        if self.release.model.as_str() == crate::config::NAME {
+            return invalid("release", "must not be named `config`, which configuration releases are");
+        }
         check_input(&self.input)?;
         self.check_steps()?;
         self.check_labels()?;

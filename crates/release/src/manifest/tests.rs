@@ -42,6 +42,7 @@ fn a_good_manifest_survives_a_round_trip() {
 #[test]
 fn each_broken_rule_names_its_field() {
     let cases: &[(&str, Value, &str)] = &[
+        ("/release", json!("config/1.0.0"), "release"),
         ("/input/name", json!(""), "input.name"),
         ("/input/shape", json!([]), "input.shape"),
         ("/input/shape", json!([2, 0]), "input.shape"),

@@ -1,8 +1,7 @@
 //! Why metadata or a target was refused, one variant an attack or fault, each with a stable code.
 
-use farlight_wire::ReleaseId;
+use farlight_wire::{Millis, ReleaseId};
 
-use super::Role;
 use crate::timestamp;
 
 /// Why a step of the workflow was refused. Whatever was trusted before stays as it was.
@@ -26,20 +25,20 @@ pub enum TufError {
         /// The limit.
         limit: u64,
     },
-    /// The file is of another role than the one asked for.
-    #[error("{expected} metadata was expected, this is {found:?}")]
+    /// The file is of another type than the one asked for.
+    #[error("{what} was expected, this is of type {found:?}")]
     WrongType {
-        /// The role asked for.
-        expected: Role,
+        /// The file asked for.
+        what: String,
         /// What its `_type` says.
         found: String,
     },
     /// Too few valid signatures.
-    #[error("{role} metadata has {valid} valid signatures by keys of the {signers} and needs {threshold}")]
+    #[error("{what} has {valid} valid signatures by keys of the {signers} and needs {threshold}")]
     Signature {
-        /// The role of the file.
-        role: Role,
-        /// Whose keys were asked for: `trusted root` or `new root`.
+        /// The file.
+        what: String,
+        /// Whose keys were asked for: `trusted root`, `new root` or `delegating role`.
         signers: &'static str,
         /// Distinct keys with a valid signature.
         valid: u64,
@@ -67,14 +66,14 @@ pub enum TufError {
         found: u64,
     },
     /// Past its date: the repository is frozen, or the clock is wrong.
-    #[error("{role} metadata expired at {}; now is {}", timestamp::format(*.expires), timestamp::format(*.now))]
+    #[error("{what} expired at {}; now is {}", timestamp::format(*.expires), timestamp::format(*.now))]
     Expired {
-        /// The role of the file.
-        role: Role,
+        /// The file.
+        what: String,
         /// Its date.
-        expires: farlight_wire::Millis,
+        expires: Millis,
         /// The time of the check.
-        now: farlight_wire::Millis,
+        now: Millis,
     },
     /// Digest or length differ from what was signed.
     #[error("{what} differs from its signed digest or length: {why}")]
@@ -96,6 +95,20 @@ pub enum TufError {
         /// The target's name.
         path: String,
     },
+    /// A role that is delegated to and not part of the snapshot: it cannot be told from an old one.
+    #[error("the snapshot does not list the role {role:?}, which may speak for the target")]
+    Unlisted {
+        /// The role.
+        role: String,
+    },
+    /// A search that does not end within its limit.
+    #[error("more than {limit} delegated roles may speak for {path:?}")]
+    TooManyDelegations {
+        /// The target's name.
+        path: String,
+        /// The limit.
+        limit: usize,
+    },
     /// A release below the signed floor of its model.
     #[error("release {release} is below {floor}, the signed floor of its model")]
     BelowFloor {
@@ -108,15 +121,15 @@ pub enum TufError {
     #[error("no complete and consistent metadata is trusted yet; refresh from the repository first")]
     Incomplete,
     /// A stored file was changed after it was accepted.
-    #[error("the stored {role} metadata is damaged ({why}); restore it, or enrol the device again")]
+    #[error("the stored {what} is damaged ({why}); restore it, or enrol the device again")]
     Damaged {
-        /// The role of the file.
-        role: Role,
+        /// The file.
+        what: String,
         /// What was seen.
         why: String,
     },
     /// A file was supplied that was not asked for.
-    #[error("no file was asked for; call `begin_refresh` first")]
+    #[error("no file was asked for; call `begin_refresh` or `begin_lookup` first")]
     NotAsked,
 }
 
@@ -132,8 +145,9 @@ impl TufError {
             Self::MixAndMatch { .. } => "tuf.mix_and_match",
             Self::Expired { .. } => "tuf.expired",
             Self::HashMismatch { .. } => "tuf.hash_mismatch",
-            Self::Missing { .. } => "tuf.missing",
+            Self::Missing { .. } | Self::Unlisted { .. } => "tuf.missing",
             Self::UnknownTarget { .. } => "tuf.unknown_target",
+            Self::TooManyDelegations { .. } => "tuf.delegations",
             Self::BelowFloor { .. } => "assignment.below_floor",
             Self::Incomplete => "tuf.incomplete",
             Self::Damaged { .. } => "tuf.damaged",

@@ -8,13 +8,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Role, TufError};
+use super::delegation::Delegations;
+use super::{Role, TufError, verify};
 use crate::digest;
 
 /// The specification version that is written; any 1.x is read.
 pub const SPEC_VERSION: &str = "1.0.34";
 
-type Extra = BTreeMap<String, Value>;
+pub(crate) type Extra = BTreeMap<String, Value>;
 
 /// What the four kinds have in common.
 pub trait Document: Serialize + DeserializeOwned {
@@ -117,6 +118,14 @@ pub struct Timestamp {
     /// The date after which it no longer counts.
     #[serde(with = "stamp")]
     pub expires: Millis,
+    /// When it was signed: the least that the time can be for whoever trusts it. Others ignore it.
+    #[serde(
+        rename = "x-farlight-issued",
+        with = "optional_stamp",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub issued: Option<Millis>,
     pub(crate) meta: BTreeMap<String, Meta>,
     #[serde(flatten)]
     pub(crate) extra: Extra,
@@ -163,6 +172,17 @@ impl Snapshot {
     /// What it says of the targets metadata; `None` never occurs in a verified one.
     pub fn targets(&self) -> Option<&Meta> {
         self.meta.get(Role::Targets.file())
+    }
+
+    /// What it says of the metadata of delegated roles, by name.
+    pub fn roles(&self) -> impl Iterator<Item = (&str, &Meta)> {
+        let delegated = self.meta.iter().filter(|(file, _)| *file != Role::Targets.file());
+        delegated.filter_map(|(file, meta)| Some((file.strip_suffix(".json")?, meta)))
+    }
+
+    /// What it says of the metadata of a delegated role.
+    pub fn role(&self, name: &str) -> Option<&Meta> {
+        self.meta.get(&format!("{name}.json"))
     }
 }
 
@@ -264,6 +284,9 @@ pub struct Targets {
     pub expires: Millis,
     /// Target files by name.
     pub targets: BTreeMap<String, Target>,
+    /// Further roles that may speak for targets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delegations: Option<Delegations>,
     /// The oldest version of each model that an assignment may name.
     #[serde(rename = "x-farlight-floor", default)]
     pub floor: BTreeMap<ModelName, semver::Version>,
@@ -272,8 +295,18 @@ pub struct Targets {
 }
 
 impl Targets {
+    /// Reads targets metadata without a look at its signatures: for what was verified once and whose role
+    /// was revoked since. Not to be trusted.
+    ///
+    /// # Errors
+    /// [`TufError`] when it is no targets metadata.
+    pub fn peek(bytes: &[u8]) -> Result<Self, TufError> {
+        let what = "targets metadata";
+        verify::decode(what, &verify::open::<Self>(what, bytes)?)
+    }
+
     fn check_content(&self) -> Result<(), String> {
-        Ok(())
+        self.delegations.as_ref().map_or(Ok(()), Delegations::check)
     }
 }
 
@@ -305,6 +338,25 @@ impl Target {
     pub fn verify(&self, what: &str, bytes: &[u8]) -> Result<(), TufError> {
         verify_length(what, self.length, bytes)?;
         self.hashes.verify(what, bytes)
+    }
+}
+
+/// [`stamp`] for a field that may be missing.
+mod optional_stamp {
+    use farlight_wire::Millis;
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(at: &Option<Millis>, serializer: S) -> Result<S::Ok, S::Error> {
+        match at {
+            Some(at) => super::stamp::serialize(at, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Millis>, D::Error> {
+        super::stamp::deserialize(deserializer).map(Some)
     }
 }
 

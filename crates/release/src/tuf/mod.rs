@@ -2,22 +2,33 @@
 //! The client is driven step by step; it never fetches, stores or looks at a clock.
 
 mod client;
+mod delegation;
 mod error;
+mod held;
+mod lookup;
 mod metadata;
+mod release;
 mod root;
 pub mod signer;
 #[cfg(test)]
 mod tests;
+mod time;
+mod verify;
 
 use std::fmt;
 
-pub use client::{ASSIGNMENT_KEYS, Client, Keep, Step, VerifyError};
+pub use client::{Client, Keep, Step};
+pub use delegation::{DelegatedRole, Delegations, MAX_ROLE_NAME, MAX_ROLES, encode_name};
 pub use error::TufError;
 pub use metadata::{
     Document, Hashes, Meta, RoleKeys, Root, SPEC_VERSION, Snapshot, Target, Targets, Timestamp,
 };
+pub use release::VerifyError;
 pub use root::TrustedRoot;
+pub use time::trusted_time;
 
+/// The target that holds the public keys which may sign assignments.
+pub const ASSIGNMENT_KEYS: &str = "keys/assignment.json";
 /// Folder of the metadata below the repository's address.
 pub const METADATA: &str = "metadata/";
 /// Folder of the target files below the repository's address.
@@ -30,6 +41,14 @@ pub const MAX_TIMESTAMP: u64 = 16_384;
 pub const MAX_SNAPSHOT: u64 = 2_000_000;
 /// Largest targets metadata in bytes when the snapshot does not say its length.
 pub const MAX_TARGETS: u64 = 5_000_000;
+/// Largest metadata of a delegated role in bytes: thousands of releases of one model family.
+pub const MAX_DELEGATED: u64 = 512_000;
+/// Most delegated roles that one lookup visits: a hostile role cannot make a device fetch without end. The
+/// bound that python-tuf has.
+pub const MAX_DELEGATIONS: usize = 32;
+/// Most bytes of delegated metadata that a client holds and stores: several roles of the largest size.
+/// Beyond it the others are dropped and fetched again when they are needed.
+pub const MAX_ROLES_HELD: usize = 4_000_000;
 /// Most roots followed in one refresh: bounds an endless chain; the next refresh goes on from there.
 pub const MAX_ROOTS: u32 = 256;
 

@@ -1,10 +1,11 @@
 //! Builds and signs metadata: root and targets by the operator's offline keys, snapshot and timestamp
 //! by the cloud's online ones. Versions and dates are the caller's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use farlight_wire::Millis;
 
+use super::delegation::{DelegatedRole, Delegations};
 use super::metadata::{Document, Meta, RoleKeys, Root, SPEC_VERSION, Snapshot, Target, Targets, Timestamp};
 use super::{Role, TufError};
 use crate::canonical;
@@ -41,6 +42,22 @@ pub struct RootSigners {
 }
 
 impl Root {
+    /// The root after this one, with `signers` for `role` and all else as it was. Keys that no role uses any
+    /// more are left out.
+    #[must_use]
+    pub fn successor(&self, expires: Millis, role: Role, signers: &Signers) -> Self {
+        let mut next = self.clone();
+        next.version = self.version.saturating_add(1);
+        next.expires = expires;
+        let keyids = signers.keys.iter().map(PublicKey::id).collect();
+        let entry = RoleKeys { keyids, threshold: signers.threshold, extra: BTreeMap::new() };
+        next.roles.insert(role.name().to_owned(), entry);
+        next.keys.extend(signers.keys.iter().map(|key| (key.id(), key.to_object())));
+        let used: BTreeSet<&String> = next.roles.values().flat_map(|role| &role.keyids).collect();
+        next.keys.retain(|id, _| used.contains(id));
+        next
+    }
+
     /// A root with consistent snapshots.
     pub fn new(version: u64, expires: Millis, signers: &RootSigners) -> Self {
         let roles = [
@@ -77,6 +94,7 @@ impl Targets {
             version,
             expires,
             targets: BTreeMap::new(),
+            delegations: None,
             floor: BTreeMap::new(),
             extra: BTreeMap::new(),
         }
@@ -85,6 +103,48 @@ impl Targets {
     /// Adds the target file `path`, or replaces it.
     pub fn add(&mut self, path: impl Into<String>, bytes: &[u8]) {
         self.targets.insert(path.into(), Target::of(bytes));
+    }
+
+    /// Lets `signers` speak for the target paths that match `paths`, as the role `name`: behind all roles
+    /// that are delegated to already, or in place of the one of this name. The delegation is terminating:
+    /// for these paths no later role is asked. Keys that no role uses any more are left out.
+    pub fn delegate(&mut self, name: &str, paths: Vec<String>, signers: &Signers) {
+        let all = self.delegations.get_or_insert_with(|| Delegations {
+            keys: BTreeMap::new(),
+            roles: Vec::new(),
+            extra: BTreeMap::new(),
+        });
+        let role = DelegatedRole {
+            name: name.to_owned(),
+            keyids: signers.keys.iter().map(PublicKey::id).collect(),
+            threshold: signers.threshold,
+            terminating: true,
+            paths: Some(paths),
+            path_hash_prefixes: None,
+            extra: BTreeMap::new(),
+        };
+        match all.roles.iter_mut().find(|old| old.name == name) {
+            Some(old) => *old = role,
+            None => all.roles.push(role),
+        }
+        all.keys.extend(signers.keys.iter().map(|key| (key.id(), key.to_object())));
+        all.drop_unused_keys();
+    }
+
+    /// Takes the role `name` out of the delegations. Whether there was one.
+    pub fn revoke(&mut self, name: &str) -> bool {
+        let Some(all) = &mut self.delegations else { return false };
+        let before = all.roles.len();
+        all.roles.retain(|role| role.name != name);
+        all.drop_unused_keys();
+        all.roles.len() < before
+    }
+}
+
+impl Delegations {
+    fn drop_unused_keys(&mut self) {
+        let used: BTreeSet<&String> = self.roles.iter().flat_map(|role| &role.keyids).collect();
+        self.keys.retain(|id, _| used.contains(id));
     }
 }
 
@@ -101,10 +161,15 @@ impl Snapshot {
             extra: BTreeMap::new(),
         }
     }
+
+    /// Lists the metadata of the delegated role `name`.
+    pub fn list(&mut self, name: &str, version: u64, bytes: &[u8]) {
+        self.meta.insert(format!("{name}.json"), Meta::of(version, bytes));
+    }
 }
 
 impl Timestamp {
-    /// The timestamp that names this snapshot.
+    /// The timestamp that names this snapshot. Set `issued` to what the signer's clock says.
     pub fn new(version: u64, expires: Millis, snapshot_version: u64, snapshot: &[u8]) -> Self {
         let meta = Meta::of(snapshot_version, snapshot);
         Self {
@@ -112,6 +177,7 @@ impl Timestamp {
             spec_version: SPEC_VERSION.to_owned(),
             version,
             expires,
+            issued: None,
             meta: BTreeMap::from([(Role::Snapshot.file().to_owned(), meta)]),
             extra: BTreeMap::new(),
         }

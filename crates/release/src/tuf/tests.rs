@@ -13,29 +13,31 @@ fn a_first_refresh_takes_each_file_once_and_the_next_one_only_the_timestamp() {
     let repository = Repository::new();
     let mut client = repository.client();
     assert_eq!(client.targets(), Err(TufError::Incomplete));
-    let kept: Vec<Role> = repository.refresh(&mut client).unwrap().into_iter().map(|k| k.role).collect();
-    assert_eq!(kept, [Role::Timestamp, Role::Snapshot, Role::Targets]);
+    let kept: Vec<String> = repository.refresh(&mut client).unwrap().into_iter().map(|k| k.name).collect();
+    assert_eq!(kept, ["timestamp.json", "snapshot.json", "targets.json"]);
     assert!(repository.refresh(&mut client).unwrap().is_empty());
     assert_eq!(client.target("a/1.0.0.json").unwrap().verify("a", b"content"), Ok(()));
     assert_eq!(client.check_fresh(NOW), Ok(()));
     assert_eq!(client.check_fresh(LATER).unwrap_err().code(), "tuf.expired");
     let hash = crate::digest::sha256(b"content");
-    assert_eq!(client.target_file("a/1.0.0.json"), Some(format!("a/{hash}.1.0.0.json")));
-    assert_eq!(client.target_file("b"), None);
+    assert_eq!(client.target_file("a/1.0.0.json"), Ok(format!("a/{hash}.1.0.0.json")));
+    assert_eq!(client.target_file("b").unwrap_err().code(), "tuf.unknown_target");
 }
 
 /// What a client would have stored.
-fn stored(client: &Client) -> [Option<Vec<u8>>; 3] {
-    [
+fn stored(client: &Client) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let bytes = [
+        Some(client.root().bytes().to_vec()),
         client.timestamp.as_ref().map(|held| held.bytes.clone()),
         client.snapshot.as_ref().map(|held| held.bytes.clone()),
         client.targets.as_ref().map(|held| held.bytes.clone()),
-    ]
+    ];
+    let names = Role::ALL.map(|role| role.file().to_owned());
+    names.into_iter().zip(bytes).filter_map(|(name, bytes)| Some((name, bytes?))).collect()
 }
 
 fn reload(client: &Client) -> Result<Client, TufError> {
-    let [timestamp, snapshot, targets] = stored(client);
-    Client::load(client.root().bytes(), timestamp.as_deref(), snapshot.as_deref(), targets.as_deref())
+    Client::load(&stored(client))
 }
 
 type Attack = (&'static str, &'static str, fn(&mut Repository));
@@ -216,23 +218,28 @@ fn a_refresh_that_broke_off_is_taken_up_again_and_nothing_is_used_in_between() {
     let mut client = reload(&client).unwrap();
     assert_eq!(client.targets(), Err(TufError::Incomplete));
     repository.put("2.snapshot.json", file);
-    let kept: Vec<Role> = repository.refresh(&mut client).unwrap().into_iter().map(|k| k.role).collect();
-    assert_eq!(kept, [Role::Snapshot, Role::Targets]);
+    let kept: Vec<String> = repository.refresh(&mut client).unwrap().into_iter().map(|k| k.name).collect();
+    assert_eq!(kept, ["snapshot.json", "targets.json"]);
     assert_eq!(client.targets().unwrap().version, 2);
 }
 
 #[test]
 fn stored_files_that_were_changed_are_not_taken_for_old_ones() {
     let client = Repository::new().fresh_client();
-    let [timestamp, snapshot, targets] = stored(&client).map(Option::unwrap);
-    let root = client.root().bytes();
-    for cut in [0, 1, timestamp.len() / 2, timestamp.len() - 1] {
-        let torn = Client::load(root, Some(&timestamp[..cut]), Some(&snapshot), Some(&targets));
-        assert_eq!(torn.unwrap_err().code(), "tuf.damaged", "{cut}");
+    let whole = stored(&client);
+    let load = |name: &str, bytes: &[u8]| {
+        let mut files = whole.clone();
+        files.insert(name.to_owned(), bytes.to_vec());
+        Client::load(&files).map_or_else(|e| e.code(), |_| "yes")
+    };
+    for (name, bytes) in &whole {
+        for cut in [0, 1, bytes.len() / 2, bytes.len() - 1] {
+            assert_eq!(load(name, &bytes[..cut]), "tuf.damaged", "{name} {cut}");
+        }
+        let changed = String::from_utf8(bytes.clone()).unwrap().replacen("\"version\":1", "\"version\":2", 1);
+        assert_eq!(load(name, changed.as_bytes()), "tuf.damaged", "{name}");
+        assert_eq!(load(name, bytes), "yes");
     }
-    let changed = String::from_utf8(timestamp).unwrap().replace("\"version\":1", "\"version\":2");
-    assert_eq!(Client::load(root, Some(changed.as_bytes()), None, None).unwrap_err().code(), "tuf.damaged");
-    assert_eq!(Client::load(&root[1..], None, None, None).unwrap_err().code(), "tuf.damaged");
 }
 
 #[test]
@@ -301,13 +308,14 @@ fn one_key_counts_once_however_often_it_signs_or_is_named() {
     let role = root.roles.get_mut("timestamp").unwrap();
     role.keyids.extend(["alias".to_owned(), key(4).public().id()]);
     repository.put("2.root.json", signer::sign(&root, &[&key(1)]).unwrap());
-    let id = key(4).public().id();
-    let mut document: serde_json::Value = serde_json::from_slice(repository.file("timestamp.json")).unwrap();
-    let signature = document["signatures"][0]["sig"].clone();
-    let list = document["signatures"].as_array_mut().unwrap();
-    for name in ["alias", id.as_str(), "alias"] {
-        list.push(serde_json::json!({ "keyid": name, "sig": signature }));
-    }
+    let timestamp = repository.file("timestamp.json").to_vec();
+    let mut document: serde_json::Value = serde_json::from_slice(&timestamp).unwrap();
+    let mut again = document["signatures"][0].clone();
+    document["signatures"].as_array_mut().unwrap().push(again.clone());
+    repository.put("timestamp.json", serde_json::to_vec(&document).unwrap());
+    assert_eq!(repository.refused(&mut repository.client()), "tuf.malformed");
+    again["keyid"] = "alias".into();
+    document["signatures"][1] = again;
     repository.put("timestamp.json", serde_json::to_vec(&document).unwrap());
     assert_eq!(repository.refused(&mut repository.client()), "tuf.signature");
     let both = signer::add_signature(repository.file("timestamp.json"), &key(5)).unwrap();
