@@ -42,8 +42,7 @@ pub(super) async fn record(
     now: Millis,
 ) -> Result<Record, StoreError> {
     let id = manifest.release.to_string();
-    let bytes =
-        manifest.variants.iter().map(|v| v.blob.length).fold(manifest.golden.length, u64::saturating_add);
+    let bytes = manifest.blobs().map(|blob| blob.length).fold(0, u64::saturating_add);
     let lineage = serde_json::to_string(&manifest.lineage).unwrap_or_default();
     let mut write = store.write().await?;
     let added = sqlx::query(

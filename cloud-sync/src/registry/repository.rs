@@ -174,8 +174,7 @@ impl Repository {
             }
         }
         if let Some(added) = &added {
-            let variants = added.manifest.variants.iter().map(|variant| &variant.blob);
-            variants.chain([&added.manifest.golden]).try_for_each(|blob| self.check_blob(blob))?;
+            added.manifest.blobs().try_for_each(|blob| self.check_blob(blob))?;
             self.write_target(&added.path, &added.target, manifest.unwrap_or_default())?;
         }
         let (root, versions) = (current.root.clone(), (current.snapshot.version, current.timestamp.version));

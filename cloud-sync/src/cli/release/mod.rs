@@ -3,6 +3,7 @@
 
 mod build;
 mod bundle;
+mod delta;
 mod publish;
 pub mod recipe;
 mod sign;
