@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 
 use zstd::stream::read::Decoder as Zstd;
 
-use super::element::Kind;
+use super::element::{Kind, MAX_ROW};
 use super::error::DeltaError;
 use super::format::{
     BLOCK, Learned, MARK, Operation, TEXT, VERSION, WINDOW_LOG, get, load, max_coded, max_prefix, unzigzag,
@@ -225,11 +225,16 @@ impl<F: Read + Seek, D: Read, N: Write> Apply<'_, F, D, N> {
 
     fn difference(&mut self, kind: Kind, length: u64) -> Result<(), DeltaError> {
         let length = self.elements(kind, length)?;
+        let row = self.number()?;
+        let Some(row) = usize::try_from(row).ok().filter(|row| (1..=MAX_ROW).contains(row)) else {
+            return self.malformed("a row of a tensor has more elements than allowed, or none");
+        };
         self.step(length as u64)?;
         self.old.read(&mut self.before, length)?;
         self.coded(length)?;
         let mut coder = Decoder::new(&self.coded);
         let learned = self.learned.difference(kind);
+        learned.set_row(row);
         self.after.clear();
         for old in self.before.chunks_exact(kind.width()) {
             let new = learned.code(&mut coder, load(old), 0);

@@ -26,16 +26,8 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Every kind, in the order of its code in a delta.
-    pub(super) const ALL: [Self; 8] = [
-        Self::Int8,
-        Self::Int16,
-        Self::Int32,
-        Self::Int64,
-        Self::F16,
-        Self::Bf16,
-        Self::F32,
-        Self::F64,
-    ];
+    pub(super) const ALL: [Self; 8] =
+        [Self::Int8, Self::Int16, Self::Int32, Self::Int64, Self::F16, Self::Bf16, Self::F32, Self::F64];
 
     /// The kind of an ONNX element type; `None` for those without a fixed width in bytes.
     pub(super) fn of_onnx(element: i32) -> Option<Self> {
@@ -121,24 +113,37 @@ impl Kind {
     }
 }
 
-/// Fractional bits of the running estimate of a magnitude.
+/// Most elements of a row: longer rows give the neighbours above no use, and cost memory.
+pub(super) const MAX_ROW: usize = 64 * 1024;
+/// Fractional bits of an estimated logarithm.
 const FRACTION: u32 = 4;
-/// Contexts a bit of estimated magnitude.
-const STEPS: i32 = 2;
-/// Contexts of the estimate: differences have 0 to 64 bits.
-const CONTEXTS: usize = 64 * STEPS as usize + 1;
+/// Contexts for the estimate: half bits, of differences of 0 to 64 bits.
+const CONTEXTS: usize = 129;
+/// Lengths of a difference in bits.
+const LENGTHS: usize = 65;
 
-/// Differences to the old tensor.
+/// Differences to the old tensor. What training changes has a size that is much the same for neighbours in
+/// a row and in a column whatever the size of the weight, so the number of digits of a difference is guessed
+/// from those, relative to the exponent; and a weight tends to move like the one before it, and to shrink.
 #[derive(Debug, Clone)]
 pub(super) struct Difference {
     kind: Kind,
-    /// Estimate of the logarithm of the last differences' absolute size, with [`FRACTION`] bits.
-    size: i32,
-    /// Sign of the last difference: none, up, down.
+    /// Logarithm of the size of the last differences, with [`FRACTION`] bits.
+    near: i32,
+    /// The same of each column.
+    columns: Vec<i32>,
+    /// Column of the next element.
+    column: usize,
+    /// Direction of the last difference: none, up, down.
     last: usize,
-    zero: Vec<[Bit; 32]>,
-    length: Vec<[Bit; 64]>,
+    /// By the guess: whether the difference is longer.
+    longer: Vec<Bit>,
+    /// By the guess and the length looked at: whether it is longer still, or shorter still.
+    up: Vec<[Bit; LENGTHS]>,
+    down: Vec<[Bit; LENGTHS]>,
+    /// By length, sign of the old value and direction of the last difference: whether it goes down.
     sign: Vec<[[Bit; 3]; 2]>,
+    /// By length: the two digits after the first.
     lead: Vec<[Bit; 4]>,
 }
 
@@ -146,73 +151,101 @@ impl Difference {
     pub(super) fn new(kind: Kind) -> Self {
         Self {
             kind,
-            size: 0,
+            near: 0,
+            columns: vec![0],
+            column: 0,
             last: 0,
-            zero: vec![[Bit::default(); 32]; CONTEXTS],
-            length: vec![[Bit::default(); 64]; CONTEXTS],
-            sign: vec![Default::default(); 65],
-            lead: vec![Default::default(); 65],
+            longer: vec![Bit::default(); CONTEXTS],
+            up: vec![[Bit::default(); LENGTHS]; CONTEXTS],
+            down: vec![[Bit::default(); LENGTHS]; CONTEXTS],
+            sign: vec![Default::default(); LENGTHS],
+            lead: vec![Default::default(); LENGTHS],
+        }
+    }
+
+    /// Says how many elements a row of the tensor has; rows go on from block to block.
+    pub(super) fn set_row(&mut self, row: usize) {
+        if self.columns.len() != row.max(1) {
+            self.columns = vec![self.near; row.max(1)];
+            self.column = 0;
         }
     }
 
     /// Codes `new`, of which `old` is known.
     pub(super) fn code(&mut self, coder: &mut impl Coder, old: u64, new: u64) -> u64 {
-        let kind = self.kind;
-        let bits = kind.bits();
+        let (kind, bits) = (self.kind, self.kind.bits());
         let from = kind.ordered(old);
+        // Around the circle of all values, whichever way is shorter.
         let shift = 64 - bits;
-        // Sign-extended, so that its absolute value is that of the shorter way around.
         let difference = ((kind.ordered(new).wrapping_sub(from) << shift) as i64) >> shift;
         let size = difference.unsigned_abs();
 
-        let exponent = kind.exponent(old) << FRACTION;
-        let expected = (self.size - exponent).clamp(0, (bits << FRACTION) as i32);
-        let context = (expected * STEPS >> FRACTION) as usize;
-        let high = if kind == Kind::Int8 { (old >> 3) as usize } else { 0 };
-        let is_zero = coder.bit(&mut self.zero[context][high], size == 0);
-        let length = if is_zero {
-            0
-        } else {
-            // A tree over the lengths 1 to `bits`, from its root at 1.
-            let depth = bits.trailing_zeros();
-            let tree = &mut self.length[context];
-            let wanted = 64 - size.leading_zeros();
-            let mut at = 1;
-            for level in (0..depth).rev() {
-                let bit = coder.bit(&mut tree[at], wanted.wrapping_sub(1) >> level & 1 == 1);
-                at = at << 1 | usize::from(bit);
-            }
-            (at as u32 - (1 << depth)) + 1
-        };
-        // Half a unit below the last place stands for no difference.
-        let seen = exponent + ((length as i32) << FRACTION);
-        self.size += (seen - self.size) >> 3;
+        let length = self.length(coder, kind.exponent(old), 64 - size.leading_zeros());
         if length == 0 {
             self.last = 0;
             return old;
         }
         let old_sign = (old >> (bits - 1)) as usize;
-        let down = coder.bit(&mut self.sign[length as usize][old_sign][self.last], difference < 0);
+        let sign = &mut self.sign[length as usize][old_sign][self.last];
+        let down = coder.bit(sign, difference < 0);
         self.last = 1 + usize::from(down);
-        // The leading bit is known to be set; the next two still lean to the small side.
-        let mut found = 1u64;
-        let mut left = length - 1;
-        let mut node = 1;
-        while left > 0 && node < 4 {
-            left -= 1;
-            let bit = coder.bit(&mut self.lead[length as usize][node], size >> left & 1 == 1);
-            node = node << 1 | usize::from(bit);
-            found = found << 1 | u64::from(bit);
-        }
-        while left > 0 {
-            let count = left.min(MAX_EVEN);
-            left -= count;
-            let part = coder.even(count, size >> left & ((1 << count) - 1));
-            found = found << count | part;
-        }
-        let step = if down { found.wrapping_neg() } else { found };
+        let size = self.digits(coder, length, size);
+        let step = if down { size.wrapping_neg() } else { size };
         kind.unordered(from.wrapping_add(step) & kind.mask())
     }
+
+    /// Codes the number of digits, by steps up or down from the guess.
+    fn length(&mut self, coder: &mut impl Coder, exponent: i32, new: u32) -> u32 {
+        let bits = self.kind.bits();
+        let exponent = exponent << FRACTION;
+        let column = self.columns.get_mut(self.column);
+        let above = column.as_ref().map_or(self.near, |column| **column);
+        let guess = ((self.near + above) / 2 - exponent).clamp(0, (bits << FRACTION) as i32) as u32;
+        let context = (guess >> (FRACTION - 1)) as usize;
+        let mut length = guess >> FRACTION;
+        if coder.bit(&mut self.longer[context], new > length) {
+            length += 1;
+            while length < bits && coder.bit(&mut self.up[context][length as usize], new > length) {
+                length += 1;
+            }
+        } else {
+            while length > 0 && coder.bit(&mut self.down[context][length as usize], new < length) {
+                length -= 1;
+            }
+        }
+        let seen = exponent + (length << FRACTION) as i32;
+        self.near += (seen - self.near) >> 2;
+        if let Some(column) = column {
+            *column += (seen - *column) >> 3;
+        }
+        self.column += 1;
+        if self.column >= self.columns.len() {
+            self.column = 0;
+        }
+        length
+    }
+
+    /// Codes the digits after the first, which is set: the next two lean to 0, the others are noise.
+    fn digits(&mut self, coder: &mut impl Coder, length: u32, new: u64) -> u64 {
+        let lead = &mut self.lead[length as usize];
+        let (mut size, mut left) = (1u64, length - 1);
+        while left > 0 && size < 4 {
+            left -= 1;
+            let bit = coder.bit(&mut lead[size as usize], new >> left & 1 == 1);
+            size = size << 1 | u64::from(bit);
+        }
+        even(coder, left, size, new)
+    }
+}
+
+/// Codes the lowest `left` bits of `new`, of which nothing is known, after those in `found`.
+fn even(coder: &mut impl Coder, mut left: u32, mut found: u64, new: u64) -> u64 {
+    while left > 0 {
+        let count = left.min(MAX_EVEN);
+        left -= count;
+        found = found << count | coder.even(count, new >> left & ((1 << count) - 1));
+    }
+    found
 }
 
 /// Elements of which no old one is known: the byte that holds the exponent or the highest digits follows
@@ -230,23 +263,17 @@ impl Plain {
 
     /// Codes `new`.
     pub(super) fn code(&mut self, coder: &mut impl Coder, new: u64) -> u64 {
-        let bits = self.kind.bits();
-        // The sign is noise too: it goes below the mantissa.
-        let turn = u32::from(self.kind.mantissa().is_some());
-        let value = (new << turn | new >> (bits - 1) >> (1 - turn)) & self.kind.mask();
-        let value = if turn == 0 { new } else { value };
-        let mut left = bits - 8;
-        let mut node = 1usize;
+        let (kind, bits) = (self.kind, self.kind.bits());
+        // The sign is noise too: it goes below the mantissa, so that the exponent comes first.
+        let turned = kind.mantissa().is_some();
+        let value = if turned { (new << 1 | new >> (bits - 1)) & kind.mask() } else { new };
+        let left = bits - 8;
+        let mut node = 1;
         for level in (0..8).rev() {
             let bit = coder.bit(&mut self.top[node], value >> left >> level & 1 == 1);
             node = node << 1 | usize::from(bit);
         }
-        let mut found = node as u64 & 0xff;
-        while left > 0 {
-            let count = left.min(MAX_EVEN);
-            left -= count;
-            found = found << count | coder.even(count, value >> left & ((1 << count) - 1));
-        }
-        if turn == 0 { found } else { (found >> 1 | found << (bits - 1)) & self.kind.mask() }
+        let found = even(coder, left, node as u64 & 0xff, value);
+        if turned { (found >> 1 | found << (bits - 1)) & kind.mask() } else { found }
     }
 }

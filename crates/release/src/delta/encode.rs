@@ -8,7 +8,7 @@ use std::ops::Range;
 use farlight_onnx::{Limits, Payload, payloads};
 use zstd::stream::write::Encoder as Zstd;
 
-use super::element::Kind;
+use super::element::{Kind, MAX_ROW};
 use super::format::{
     BLOCK, Learned, MARK, MAX_PREFIX, Operation, TEXT, VERSION, WINDOW_LOG, load, max_coded, max_prefix, put,
     zigzag,
@@ -173,12 +173,16 @@ impl Encode<'_> {
         let Some(kind) = kind else {
             return self.text(range, old.map_or(self.old.len(), |old| old.end));
         };
+        // Of a tensor without rows, or with very long ones, each element has its own.
+        let row =
+            tensor.dims.get(1..).unwrap_or_default().iter().fold(1, |row: u64, dim| row.saturating_mul(*dim));
+        let row = usize::try_from(row).ok().filter(|row| (1..=MAX_ROW).contains(row)).unwrap_or(1);
         let mut at = range.start;
         while at < range.end {
             let block = at..range.end.min(at + BLOCK);
             let from = at - range.start;
             let old = old.as_ref().map(|old| old.start + from..old.start + from + block.len());
-            self.block(kind, block.clone(), old)?;
+            self.block(kind, row, block.clone(), old)?;
             at = block.end;
             (self.progress)(at as u64);
         }
@@ -186,22 +190,34 @@ impl Encode<'_> {
     }
 
     /// At most [`BLOCK`] bytes of a tensor, in the way that needs the fewest bytes.
-    fn block(&mut self, kind: Kind, new: Range<usize>, old: Option<Range<usize>>) -> io::Result<()> {
+    fn block(
+        &mut self,
+        kind: Kind,
+        row: usize,
+        new: Range<usize>,
+        old: Option<Range<usize>>,
+    ) -> io::Result<()> {
         let elements = self.new[new.clone()].chunks_exact(kind.width()).map(load);
         let mut plain = self.learned.plain(kind).clone();
         let mut coder = Encoder::new();
-        elements.clone().for_each(|element| drop(plain.code(&mut coder, element)));
+        for element in elements.clone() {
+            plain.code(&mut coder, element);
+        }
         let alone = coder.finish();
         let difference = old.map(|old| {
             let mut difference = self.learned.difference(kind).clone();
             let mut coder = Encoder::new();
+            difference.set_row(row);
             let before = self.old[old.clone()].chunks_exact(kind.width()).map(load);
-            before.zip(elements).for_each(|(old, new)| drop(difference.code(&mut coder, old, new)));
+            for (old, new) in before.zip(elements) {
+                difference.code(&mut coder, old, new);
+            }
             (old, difference, coder.finish())
         });
         match difference {
             Some((old, difference, coded)) if coded.len() < alone.len() => {
                 self.begin(Operation::Difference(kind), new.len());
+                put(&mut self.out, row as u64);
                 self.uses(old);
                 self.coded(&coded);
                 *self.learned.difference(kind) = difference;
