@@ -2,14 +2,16 @@
 //! result is hashed against its signed digest before it is written, as if it had come over the network.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, ErrorKind, Write};
+use std::io::{self, BufReader, Write};
 use std::path::Path;
 
-use farlight_device::codes::Code;
 use farlight_device::update::Failure;
 use farlight_release::blob::ChunkVerifier;
 use farlight_release::delta::{self, DeltaError};
 use farlight_release::manifest::Blob;
+use farlight_wire::codes::Code;
+
+use crate::transfer::{coded, storage};
 
 /// Bytes written between two syncs: what waits to be written stays bounded.
 const SYNC_EVERY: u64 = 4 * 1024 * 1024;
@@ -20,15 +22,16 @@ const READ: usize = 64 * 1024;
 /// durable; the folder it lies in is left to the caller. Takes a few MiB of memory whatever the files' size.
 ///
 /// # Errors
-/// `delta.*` or `fetch.chunk_mismatch` when the three do not belong together, `storage.failed` or
-/// `fetch.no_space` when a file cannot be read or written. What is left of `new` is verified: fetching
-/// the whole blob goes on from there.
+/// `delta.malformed` or `fetch.chunk_mismatch` when the three do not belong together, `storage.failed` or
+/// `fetch.no_space` when a file cannot be read or written. What is left of `new` is verified: fetching the
+/// whole blob goes on from there.
 pub fn apply(old: &Path, delta: &Path, new: &Path, blob: &Blob) -> Result<(), Failure> {
     let open = |path: &Path| {
-        File::open(path).map_err(|e| Failure::new(Code::StorageFailed, format!("open {}: {e}", path.display())))
+        File::open(path)
+            .map_err(|e| Failure::new(Code::StorageFailed, format!("open {}: {e}", path.display())))
     };
     let (mut old, delta) = (open(old)?, open(delta)?);
-    let verifier = ChunkVerifier::new(blob).map_err(|e| refused(e.code(), &e))?;
+    let verifier = ChunkVerifier::new(blob).map_err(|e| coded(e.code(), e.to_string()))?;
     let file = OpenOptions::new().write(true).create(true).truncate(true).open(new);
     let file = file.map_err(|e| storage(new, &e))?;
     let mut writer = Writer { path: new, file, verifier, unsynced: 0, failure: None };
@@ -37,23 +40,13 @@ pub fn apply(old: &Path, delta: &Path, new: &Path, blob: &Blob) -> Result<(), Fa
         (Ok(()), None) => writer.finish(),
         (_, Some(failure)) => Err(failure),
         (Err(DeltaError::New(error)), None) => Err(storage(new, &error)),
-        (Err(error), None) => Err(refused(error.code(), &error)),
+        (Err(error), None) => Err(coded(error.code(), error.to_string())),
     };
     if done.is_err() {
         // A torn write may have left part of a chunk.
         let _ = writer.file.set_len(writer.verifier.offset());
     }
     done
-}
-
-fn refused(code: &str, error: &dyn std::error::Error) -> Failure {
-    Failure { code: code.to_owned(), message: error.to_string() }
-}
-
-fn storage(path: &Path, error: &io::Error) -> Failure {
-    let full = error.kind() == ErrorKind::StorageFull;
-    let code = if full { Code::FetchNoSpace } else { Code::StorageFailed };
-    Failure::new(code, format!("write {}: {error}", path.display()))
 }
 
 /// Writes whole chunks that hold what was signed.
@@ -72,7 +65,7 @@ impl Writer<'_> {
             let chunk = match self.verifier.push(&mut bytes) {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => return Ok(()),
-                Err(error) => return Err(refused(error.code(), &error)),
+                Err(error) => return Err(coded(error.code(), error.to_string())),
             };
             self.file.write_all(chunk.bytes).map_err(|e| storage(self.path, &e))?;
             self.unsynced += chunk.bytes.len() as u64;
@@ -84,7 +77,7 @@ impl Writer<'_> {
     }
 
     fn finish(&mut self) -> Result<(), Failure> {
-        self.verifier.finish().map_err(|e| refused(e.code(), &e))?;
+        self.verifier.finish().map_err(|e| coded(e.code(), e.to_string()))?;
         self.file.sync_all().map_err(|e| storage(self.path, &e))
     }
 }
@@ -119,7 +112,8 @@ mod tests {
     fn pairs() -> Vec<(Vec<u8>, Vec<u8>)> {
         ["watch-gestures", "digits"]
             .map(|name| {
-                let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(name).join("model.onnx");
+                let path =
+                    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(name).join("model.onnx");
                 let old = fs::read(path).unwrap();
                 let mut model = farlight_onnx::Model::parse(&old, &farlight_onnx::Limits::default()).unwrap();
                 for tensor in model.graph().initializer.clone() {
@@ -176,12 +170,12 @@ mod tests {
         changed[old.len() / 2] ^= 1;
         let mut torn = delta.clone();
         torn.truncate(delta.len() / 2);
-        let cases: [(&[u8], &[u8], &Blob, &str); 5] = [
-            (&changed, &delta, &blob, "fetch.chunk_mismatch"),
-            (&other, &delta, &blob, "delta.base"),
-            (&old, &torn, &blob, "delta.truncated"),
-            (&old, &new, &blob, "delta.mark"),
-            (&old, &delta, &describe(&other), "delta.length"),
+        let cases: [(&[u8], &[u8], &Blob, Code); 5] = [
+            (&changed, &delta, &blob, Code::FetchChunkMismatch),
+            (&other, &delta, &blob, Code::DeltaMalformed),
+            (&old, &torn, &blob, Code::DeltaMalformed),
+            (&old, &new, &blob, Code::DeltaMalformed),
+            (&old, &delta, &describe(&other), Code::DeltaMalformed),
         ];
         for (old, delta, blob, code) in cases {
             let files = files(old, delta);
@@ -201,7 +195,7 @@ mod tests {
         changed[1024 * 1024 + 1] = 0;
         let files = files(&changed, &delta);
         let failure = apply(&files.old, &files.delta, &files.new, &describe(&new)).unwrap_err();
-        assert_eq!(failure.code, "fetch.chunk_mismatch");
+        assert_eq!(failure.code, Code::FetchChunkMismatch);
         assert_eq!(fs::read(&files.new).unwrap(), new[..1024 * 1024]);
     }
 
@@ -210,7 +204,7 @@ mod tests {
         let files = files(b"old", b"delta");
         let missing = files.old.with_file_name("missing");
         let failure = apply(&missing, &files.delta, &files.new, &describe(b"new")).unwrap_err();
-        assert_eq!(failure.code, "storage.failed");
+        assert_eq!(failure.code, Code::StorageFailed);
         assert!(failure.message.contains("missing"), "{}", failure.message);
     }
 }

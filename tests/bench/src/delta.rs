@@ -77,7 +77,8 @@ fn compare(pair: &Pair, python: Option<&Python>) -> anyhow::Result<Report> {
     let share = |bytes: usize| 100.0 * bytes as f64 / new.len() as f64;
     let others = baselines::measure(old, new, python).with_context(|| pair.name.clone())?;
     let best = others.iter().map(|(_, bytes)| *bytes).min().map(share);
-    let mut detail: Vec<String> = others.iter().map(|(name, bytes)| format!("{name} {:.2}", share(*bytes))).collect();
+    let mut detail: Vec<String> =
+        others.iter().map(|(name, bytes)| format!("{name} {:.2}", share(*bytes))).collect();
     detail.push(format!(
         "{} bytes, encoded in {} ms, applied in {} ms",
         new.len(),
@@ -85,6 +86,7 @@ fn compare(pair: &Pair, python: Option<&Python>) -> anyhow::Result<Report> {
         applied.as_millis()
     ));
     let goal = Goal { value: pair.most_percent, ratio: pair.most_ratio };
-    let report = Report::new(&format!("delta/{}", pair.name), share(delta.len()), "% of the file", best, goal);
+    let report =
+        Report::new(&format!("delta/{}", pair.name), share(delta.len()), "% of the file", best, goal);
     Ok(report.detail(detail.join(", ")))
 }

@@ -12,7 +12,11 @@ use report::Printer;
 
 /// Measures Farlight against what else there is. Exits with 1 when a goal is not met.
 #[derive(Debug, Parser)]
-#[command(name = "bench", version, after_help = "Example:\n  cargo run --release --bin bench -- delta --json")]
+#[command(
+    name = "bench",
+    version,
+    after_help = "Example:\n  cargo run --release --bin bench -- delta --json"
+)]
 struct Args {
     #[command(subcommand)]
     bench: Bench,

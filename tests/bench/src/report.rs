@@ -40,7 +40,9 @@ impl Report {
         let ratio = baseline.map(|baseline| value / baseline);
         let mut asked = Vec::new();
         asked.extend(goal.value.map(|most| (format!("value <= {most}"), value <= most)));
-        asked.extend(goal.ratio.map(|most| (format!("ratio <= {most}"), ratio.is_some_and(|ratio| ratio <= most))));
+        asked.extend(
+            goal.ratio.map(|most| (format!("ratio <= {most}"), ratio.is_some_and(|ratio| ratio <= most))),
+        );
         let text: Vec<&str> = asked.iter().map(|(text, _)| text.as_str()).collect();
         Self {
             name: name.to_owned(),

@@ -55,7 +55,8 @@ pub(super) fn make(bases: &[PathBuf], model: &[u8]) -> Result<(Vec<Made>, Vec<Sa
         let old = read(base)?;
         let from = blob::describe(&old).id;
         if from == id || saved.iter().any(|other| other.from == from) {
-            let message = format!("--base {}: it holds the same file as the model or another base", base.display());
+            let message =
+                format!("--base {}: it holds the same file as the model or another base", base.display());
             return Err(CliError::usage(message));
         }
         let bytes = encode(&old, model)?;

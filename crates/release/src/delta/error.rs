@@ -56,18 +56,17 @@ pub enum DeltaError {
 }
 
 impl DeltaError {
-    /// A stable code for reports and responses.
+    /// A stable code for reports and responses. One for all that can be wrong with a delta: what is done about
+    /// it is the same.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Mark => "delta.mark",
-            Self::Version { .. } => "delta.version",
-            Self::Base { .. } => "delta.base",
-            Self::Length { .. } => "delta.length",
-            Self::Truncated { .. } => "delta.truncated",
-            Self::Malformed { .. } => "delta.malformed",
-            Self::Old(_) => "delta.old",
-            Self::Delta(_) => "delta.read",
-            Self::New(_) => "delta.write",
+            Self::Mark
+            | Self::Version { .. }
+            | Self::Base { .. }
+            | Self::Length { .. }
+            | Self::Truncated { .. }
+            | Self::Malformed { .. } => "delta.malformed",
+            Self::Old(_) | Self::Delta(_) | Self::New(_) => "storage.failed",
         }
     }
 }

@@ -84,7 +84,8 @@ impl Python {
         let (old_path, new_path) = (folder.path().join("old"), folder.path().join("new"));
         std::fs::write(&old_path, old)?;
         std::fs::write(&new_path, new)?;
-        let output = self.command(HDIFFPATCH).args([&old_path, &new_path]).output().context("start python3")?;
+        let output =
+            self.command(HDIFFPATCH).args([&old_path, &new_path]).output().context("start python3")?;
         if !output.status.success() {
             bail!("HDiffPatch: {}", String::from_utf8_lossy(&output.stderr).trim());
         }

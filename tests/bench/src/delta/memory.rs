@@ -96,7 +96,7 @@ pub(crate) fn apply(args: &Args) -> anyhow::Result<()> {
     let blob = serde_json::from_slice(&std::fs::read(&args.blob)?)?;
     let before = peak()?;
     if let Err(failure) = farlight_agent::delta::apply(&args.old, &args.delta, &args.new, &blob) {
-        bail!("{}: {}", failure.code, failure.message);
+        bail!("{}: {}", failure.code.as_str(), failure.message);
     }
     serde_json::to_writer(std::io::stdout(), &Peak { before, after: peak()? })?;
     Ok(())
