@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     }
     let mut pairs = pairs::trained(printer)?;
     if let Some(folder) = &args.pypi {
-        pairs.extend(pypi::pairs(folder, printer)?);
+        pairs.extend(pypi::pairs(folder)?);
     }
     for pair in pairs.iter().filter(|pair| pair.name.contains(&args.only)) {
         if let Some(folder) = &args.keep {
