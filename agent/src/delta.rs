@@ -11,6 +11,7 @@ use farlight_release::delta::{self, DeltaError};
 use farlight_release::manifest::Blob;
 use farlight_wire::codes::Code;
 
+use crate::durable;
 use crate::transfer::{coded, storage};
 
 /// Bytes written between two syncs: what waits to be written stays bounded.
@@ -32,7 +33,8 @@ pub fn apply(old: &Path, delta: &Path, new: &Path, blob: &Blob) -> Result<(), Fa
     };
     let (mut old, delta) = (open(old)?, open(delta)?);
     let verifier = ChunkVerifier::new(blob).map_err(|e| coded(e.code(), e.to_string()))?;
-    let file = OpenOptions::new().write(true).create(true).truncate(true).open(new);
+    // A file of its own: one that is being applied for a job that was called off meanwhile may be open.
+    let file = durable::remove(new).and_then(|()| OpenOptions::new().write(true).create_new(true).open(new));
     let file = file.map_err(|e| storage(new, &e))?;
     let mut writer = Writer { path: new, file, verifier, unsynced: 0, failure: None };
     let made = delta::apply(&mut old, BufReader::with_capacity(READ, delta), &mut writer, blob.length);
@@ -100,7 +102,7 @@ impl Write for Writer<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::fs;
     use std::path::PathBuf;
 
@@ -109,7 +111,7 @@ mod tests {
     use super::*;
 
     /// The models of `models/`, and what a training that changes every weight a little might make of them.
-    fn pairs() -> Vec<(Vec<u8>, Vec<u8>)> {
+    pub(crate) fn pairs() -> Vec<(Vec<u8>, Vec<u8>)> {
         ["watch-gestures", "digits"]
             .map(|name| {
                 let path =
