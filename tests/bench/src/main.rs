@@ -2,6 +2,7 @@
 
 mod delta;
 mod report;
+mod swap;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -31,13 +32,20 @@ enum Bench {
     List,
     /// Bytes of a model update as a delta, and the memory to apply it, against zstd, bsdiff and HDiffPatch
     Delta(delta::Args),
+    /// Failed requests and memory while the model is swapped under load
+    Swap(swap::Args),
     /// Apply a delta and print the memory that took; `delta` calls it
     #[command(hide = true)]
     Apply(delta::memory::Args),
+    /// Serve a model that is swapped by each line of input; `swap` calls it
+    #[command(hide = true)]
+    Serve(swap::server::Args),
 }
 
-const BENCHES: [(&str, &str); 1] =
-    [("delta", "bytes of a model update as a delta, and the memory to apply it")];
+const BENCHES: [(&str, &str); 2] = [
+    ("delta", "bytes of a model update as a delta, and the memory to apply it"),
+    ("swap", "failed requests and memory while the model is swapped under load"),
+];
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -45,7 +53,9 @@ fn main() -> ExitCode {
     let done = match &args.bench {
         Bench::List => list(args.json),
         Bench::Delta(args) => delta::run(args, &mut printer),
+        Bench::Swap(args) => swap::run(args, &mut printer),
         Bench::Apply(args) => delta::memory::apply(args),
+        Bench::Serve(args) => swap::server::serve(args),
     };
     match done {
         Ok(()) if printer.missed() == 0 => ExitCode::SUCCESS,

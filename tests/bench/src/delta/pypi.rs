@@ -33,13 +33,7 @@ pub(super) fn pairs(folder: &Path) -> anyhow::Result<Vec<Pair>> {
         most_ratio,
     };
     Ok(vec![
-        pair(
-            "magika/f32",
-            magika.to_bytes(),
-            tuned.to_bytes(),
-            Some(65.0),
-            Some(0.75),
-        ),
+        pair("magika/f32", magika.to_bytes(), tuned.to_bytes(), Some(65.0), Some(0.75)),
         pair(
             "magika/f16",
             convert::f16(&magika)?.to_bytes(),
