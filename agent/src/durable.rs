@@ -25,15 +25,23 @@ pub fn replace(path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
         Access::Secret => 0o600,
     };
     // A leftover of an earlier cut may have another mode.
-    match fs::remove_file(&beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    remove(&beside)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
     sync_parent(path)
+}
+
+/// Removes a file that may not be there.
+///
+/// # Errors
+/// When it is there and stays.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Makes renames and new names in the folder of `path` durable.

@@ -8,10 +8,11 @@ use farlight_device::pointer::{MAX_POINTER, Pointer, Slot};
 use farlight_release::Verified;
 use farlight_release::blob::{ChunkVerifier, FetchError};
 use farlight_release::config::{self, ConfigManifest};
-use farlight_release::manifest::{Blob, MAX_MANIFEST, Manifest, ManifestError};
+use farlight_release::manifest::{Blob, Delta, MAX_MANIFEST, Manifest, ManifestError};
 use farlight_wire::ModelName;
 
 use crate::durable::{self, Access};
+use crate::transfer::Shortcut;
 
 /// The file that says that a slot passed its self-test on this device.
 const TESTED: &str = "self-tested";
@@ -179,6 +180,19 @@ impl Slots {
             };
             Some(Slot { release, digest })
         })
+    }
+
+    /// The smallest of `deltas` whose older file lies in the slot that runs or the one before it. That file is
+    /// not hashed here: what is made of it is.
+    pub fn shortcut<'a>(&self, model: &ModelName, deltas: &'a [Delta]) -> Option<Shortcut<'a>> {
+        let pointer = self.pointer(model).ok().flatten()?;
+        let slots: Vec<PathBuf> =
+            pointer.active.iter().chain(&pointer.previous).map(|slot| self.folder(slot)).collect();
+        let usable = deltas.iter().filter_map(|delta| {
+            let old = slots.iter().map(|slot| slot.join(&delta.from)).find(|old| old.is_file())?;
+            Some(Shortcut { old, delta: &delta.blob })
+        });
+        usable.min_by_key(|shortcut| shortcut.delta.length)
     }
 
     /// Deletes every folder of a model that is not in `keep`.

@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use farlight_wire::codes::{Again, Code};
 use tokio::time::Instant;
 
 use crate::clock::{self, Zone};
+use crate::delta;
 use crate::durable;
 use crate::slots::Slots;
 use crate::source::{Source, Trouble};
@@ -33,6 +34,8 @@ const BUDGET_FACTOR: u64 = 3;
 const BUDGET_SPARE: u64 = 16 * 1024 * 1024;
 /// How often a closed download window is looked at again.
 const WINDOW_POLL: Duration = Duration::from_secs(1);
+/// Name of a delta in a `.part` folder while it is needed. Files of a release are named by their digest.
+const DELTA: &str = "delta";
 
 /// What downloads may cost.
 #[derive(Debug, Clone)]
@@ -68,6 +71,11 @@ pub struct Progress {
 }
 
 impl Progress {
+    fn begin(&self, total: u64) {
+        self.done.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+
     /// Verified bytes on disk, and bytes of the release; `None` before its size is known.
     pub fn get(&self) -> Option<(u64, u64)> {
         let total = self.total.load(Ordering::Relaxed);
@@ -81,6 +89,17 @@ pub struct Contents<'a> {
     pub manifest: &'a [u8],
     /// Its files.
     pub blobs: Vec<&'a Blob>,
+    /// How the first of them can be made of a file that is there.
+    pub shortcut: Option<Shortcut<'a>>,
+}
+
+/// A delta that is fetched in place of a file.
+#[derive(Debug)]
+pub struct Shortcut<'a> {
+    /// The older file.
+    pub old: PathBuf,
+    /// What makes the newer one of it.
+    pub delta: &'a Blob,
 }
 
 /// One job's transfer.
@@ -126,15 +145,67 @@ impl Transfer<'_> {
         durable::replace(&path, contents.manifest, durable::Access::Normal)
             .map_err(|e| storage(&path, &e))?;
         let total: u64 = contents.blobs.iter().map(|blob| blob.length).sum();
-        self.progress.done.store(0, Ordering::Relaxed);
-        self.progress.total.store(total, Ordering::Relaxed);
-        reserve(&part, &contents.blobs)?;
-        for blob in &contents.blobs {
+        let mut blobs = &contents.blobs[..];
+        if let (Some((first, rest)), Some(shortcut)) = (blobs.split_first(), &contents.shortcut)
+            && self.make(&part, first, shortcut, total).await
+        {
+            blobs = rest;
+        } else {
+            self.progress.begin(total);
+        }
+        reserve(&part, blobs)?;
+        for blob in blobs {
             self.blob(&part.join(&blob.id), blob, total).await?;
         }
+        let delta = part.join(DELTA);
+        durable::remove(&delta).map_err(|e| storage(&delta, &e))?;
         durable::sync_folder(&part).map_err(|e| storage(&part, &e))?;
         std::fs::rename(&part, &folder).map_err(|e| storage(&folder, &e))?;
         durable::sync_parent(&folder).map_err(|e| storage(&folder, &e).into())
+    }
+
+    /// Makes one file by a delta and tells whether it is there; whatever fails is logged, and the whole file is
+    /// fetched from the bytes on that were made.
+    async fn make(&self, part: &Path, blob: &Blob, shortcut: &Shortcut<'_>, total: u64) -> bool {
+        let (path, delta) = (part.join(&blob.id), part.join(DELTA));
+        // A file without its delta was made, or is being fetched because the delta failed.
+        if path.exists() && !delta.exists() {
+            return false;
+        }
+        self.progress.begin(total - blob.length + shortcut.delta.length);
+        let made = async {
+            reserve(part, &[blob, shortcut.delta])?;
+            self.blob(&delta, shortcut.delta, total).await?;
+            let (old, delta, path, blob) = (shortcut.old.clone(), delta.clone(), path.clone(), blob.clone());
+            let made = tokio::task::spawn_blocking(move || delta::apply(&old, &delta, &path, &blob)).await;
+            made.unwrap_or_else(|error| {
+                Err(Failure::new(Code::DeltaMalformed, format!("applying the delta panicked: {error}")))
+            })
+            .map_err(Trouble::from)
+        };
+        let made: Result<(), Trouble> = made.await;
+        // What the network broke off goes on at the next try.
+        let broken_off =
+            |trouble: &Trouble| matches!(trouble.failure.code, Code::FetchUnreachable | Code::FetchTooSlow);
+        if !made.as_ref().is_err_and(broken_off) {
+            let _ = durable::remove(&delta);
+        }
+        match made {
+            Ok(()) => {
+                tracing::info!(old = %shortcut.old.display(), bytes = shortcut.delta.length, of = blob.length,
+                    "blob {} made by a delta", blob.id);
+                true
+            }
+            Err(Trouble { failure, .. }) => {
+                tracing::warn!(
+                    code = failure.code.as_str(),
+                    "no delta for blob {}, it is fetched whole: {}",
+                    blob.id,
+                    failure.message
+                );
+                false
+            }
+        }
     }
 
     /// Fetches one file, from the first source that gives it whole.
@@ -350,3 +421,6 @@ fn reserve(part: &Path, blobs: &[&Blob]) -> Result<(), Failure> {
         format!("{} MiB are needed in {}, {} MiB are free", need >> 20, part.display(), free >> 20),
     ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -292,7 +292,7 @@ impl Fetch {
             };
             compatible(release, &config.requires, &self.labels)?;
             self.is_wanted(config.sha256())?;
-            let contents = Contents { manifest: &bytes, blobs: Vec::new() };
+            let contents = Contents { manifest: &bytes, blobs: Vec::new(), shortcut: None };
             return transfer.slot(&self.slots, &self.slot, &contents).await;
         }
         let (manifest, bytes) = {
@@ -302,9 +302,10 @@ impl Fetch {
         };
         compatible(release, &manifest.requires, &self.labels)?;
         self.is_wanted(manifest.sha256())?;
-        let blobs =
-            manifest.variants.first().map(|variant| &variant.blob).into_iter().chain([&manifest.golden]);
-        let contents = Contents { manifest: &bytes, blobs: blobs.collect() };
+        let variant = manifest.variants.first();
+        let blobs = variant.map(|variant| &variant.blob).into_iter().chain([&manifest.golden]);
+        let shortcut = variant.and_then(|variant| self.slots.shortcut(&release.model, &variant.deltas));
+        let contents = Contents { manifest: &bytes, blobs: blobs.collect(), shortcut };
         transfer.slot(&self.slots, &self.slot, &contents).await
     }
 

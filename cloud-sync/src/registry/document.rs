@@ -51,15 +51,12 @@ impl Plain {
     /// The files it names.
     pub fn blobs(&self) -> Vec<&Blob> {
         match self {
-            Self::Model(manifest) => files_of(manifest),
+            Self::Model(manifest) => manifest.blobs().collect(),
             Self::Config(_) => Vec::new(),
         }
     }
 }
 
-fn files_of(manifest: &Manifest) -> Vec<&Blob> {
-    manifest.variants.iter().map(|variant| &variant.blob).chain([&manifest.golden]).collect()
-}
 
 /// Which release a document says it is, before anything is verified.
 pub(super) fn claimed(bytes: &[u8]) -> Option<ReleaseId> {
@@ -110,7 +107,7 @@ impl Document {
     /// The files it names.
     pub fn blobs(&self) -> Vec<&Blob> {
         match self {
-            Self::Model(manifest) => files_of(manifest),
+            Self::Model(manifest) => manifest.blobs().collect(),
             Self::Config(_) => Vec::new(),
         }
     }

@@ -4,7 +4,7 @@
 use crate::model::OnnxError;
 
 /// Deepest nesting of messages; prost itself stops at 100.
-const MAX_DEPTH: usize = 64;
+pub(crate) const MAX_DEPTH: usize = 64;
 
 /// The messages whose children are counted; everything else is a leaf.
 #[derive(Clone, Copy)]
@@ -77,7 +77,7 @@ fn take<'a>(bytes: &mut &'a [u8], length: usize) -> Result<&'a [u8], OnnxError> 
     Ok(head)
 }
 
-fn varint(bytes: &mut &[u8]) -> Result<u64, OnnxError> {
+pub(crate) fn varint(bytes: &mut &[u8]) -> Result<u64, OnnxError> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
         let byte = take(bytes, 1)?[0];

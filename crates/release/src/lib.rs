@@ -5,6 +5,7 @@ pub mod assignment;
 pub mod blob;
 pub mod canonical;
 pub mod config;
+pub mod delta;
 pub mod digest;
 mod envelope;
 pub mod key;

@@ -55,6 +55,14 @@ pub struct Manifest {
     pub lineage: Lineage,
 }
 
+impl Manifest {
+    /// Every file that it names, which is what must be there for it to be published.
+    pub fn blobs(&self) -> impl Iterator<Item = &Blob> {
+        let deltas = self.variants.iter().flat_map(|variant| &variant.deltas).map(|delta| &delta.blob);
+        self.variants.iter().map(|variant| &variant.blob).chain(deltas).chain([&self.golden])
+    }
+}
+
 /// What a model does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -145,6 +153,19 @@ pub struct Variant {
     /// `onnx`.
     pub format: String,
     /// The file.
+    pub blob: Blob,
+    /// Ways to make the file of an older one that a device may have; each is smaller than the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deltas: Vec<Delta>,
+}
+
+/// What makes a file of an older one ([`crate::delta`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delta {
+    /// Id of the older file's blob.
+    pub from: String,
+    /// The delta.
     pub blob: Blob,
 }
 

@@ -12,6 +12,7 @@ use farlight_wire::ReleaseId;
 use serde::Serialize;
 
 use super::bundle::Bundle;
+use super::delta::{self, Saved};
 use super::recipe::Recipe;
 use crate::cli::context::Context;
 use crate::cli::error::{CliError, Exit};
@@ -41,6 +42,9 @@ pub struct Args {
     /// Digest of the dataset snapshot it was trained on
     #[arg(long, value_name = "SHA256")]
     dataset: Option<String>,
+    /// Bundle folder or ONNX file of an older release, to make a delta from; may be given again
+    #[arg(long, value_name = "BUNDLE_OR_MODEL")]
+    base: Vec<PathBuf>,
     /// Folder to write the bundle to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -58,6 +62,7 @@ struct Summary {
     p95_us: u64,
     golden_vectors: usize,
     drift_features: usize,
+    deltas: Vec<Saved>,
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
@@ -102,10 +107,15 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     };
     lineage.metrics.extend(accuracy.map(|accuracy| ("accuracy".to_owned(), accuracy)));
     lineage.metrics.insert("samples".to_owned(), samples.len() as f64);
-    let manifest = recipe.manifest(release.clone(), model, blob::describe(&golden_bytes), profile, lineage);
+    let (made, saved) = delta::make(&args.base, &onnx)?;
+    let deltas = made.iter().map(|made| made.delta.clone()).collect();
+    let golden = blob::describe(&golden_bytes);
+    let manifest = recipe.manifest(release.clone(), model, deltas, golden, profile, lineage);
     manifest.check().map_err(|e| recipe_error(args, &e.to_string()))?;
     let bundle = Bundle::at(&args.out);
-    bundle.write(&manifest, &[&onnx, &golden_bytes])?;
+    let mut blobs = vec![&onnx[..], &golden_bytes];
+    blobs.extend(made.iter().map(|made| &made.bytes[..]));
+    bundle.write(&manifest, &blobs)?;
     let summary = Summary {
         release,
         bundle: args.out.clone(),
@@ -116,6 +126,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         p95_us: measured.p95_us,
         golden_vectors: vectors.len(),
         drift_features: features,
+        deltas: saved,
     };
     context.answer(&summary, show)
 }
@@ -169,9 +180,10 @@ fn run_error(error: &dyn std::error::Error) -> CliError {
 
 fn show(summary: &Summary) -> String {
     let accuracy = summary.accuracy.map_or_else(|| "-".to_owned(), |accuracy| format!("{accuracy:.4}"));
+    let deltas: Vec<String> = summary.deltas.iter().map(|saved| format!("\n{}", saved.line())).collect();
     format!(
         "release   {}\nbundle    {}\nmanifest  {}\nmodel     {} bytes\naccuracy  {accuracy} on {} samples\n\
-         p95       {} µs on this machine\ngolden    {} vectors\nprofile   {} drift features",
+         p95       {} µs on this machine\ngolden    {} vectors\nprofile   {} drift features{}",
         summary.release,
         summary.bundle.display(),
         summary.manifest_sha256,
@@ -180,5 +192,6 @@ fn show(summary: &Summary) -> String {
         summary.p95_us,
         summary.golden_vectors,
         summary.drift_features,
+        deltas.concat(),
     )
 }

@@ -61,14 +61,19 @@ impl Bundle {
     pub(super) fn check_blobs<'a>(&self, document: &'a Plain) -> Result<Vec<&'a Blob>, CliError> {
         let blobs = document.blobs();
         for blob in &blobs {
-            let path = self.blob_path(blob);
-            if blob::describe(&files::read(&path)?) != **blob {
-                let message = format!("{} is not the blob that the manifest names", path.display());
-                return Err(
-                    CliError::verification("fetch.chunk_mismatch", message).hint("build the release again")
-                );
-            }
+            self.read_blob(blob)?;
         }
         Ok(blobs)
+    }
+
+    /// Reads a blob and checks that it holds what the manifest says.
+    pub(super) fn read_blob(&self, blob: &Blob) -> Result<Vec<u8>, CliError> {
+        let path = self.blob_path(blob);
+        let bytes = files::read(&path)?;
+        if blob::describe(&bytes) == *blob {
+            return Ok(bytes);
+        }
+        let message = format!("{} is not the blob that the manifest names", path.display());
+        Err(CliError::verification("fetch.chunk_mismatch", message).hint("build the release again"))
     }
 }

@@ -3,6 +3,7 @@
 
 mod build;
 pub(super) mod bundle;
+mod delta;
 mod publish;
 pub mod recipe;
 mod sign;

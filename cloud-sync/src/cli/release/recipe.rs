@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use farlight_release::manifest::{
-    Blob, Budgets, Datatype, FORMAT, Lineage, Manifest, OnViolation, PostStep, PreStep, Profile, Requires,
-    Sampling, Task, TensorSpec,
+    Blob, Budgets, Datatype, Delta, FORMAT, Lineage, Manifest, OnViolation, PostStep, PreStep, Profile,
+    Requires, Sampling, Task, TensorSpec, Variant,
 };
 use farlight_training::data::Samples;
 use farlight_wire::{ModelName, ReleaseId};
@@ -128,6 +128,7 @@ impl Recipe {
         &self,
         release: ReleaseId,
         variant: Blob,
+        deltas: Vec<Delta>,
         golden: Blob,
         profile: Profile,
         lineage: Lineage,
@@ -148,10 +149,11 @@ impl Recipe {
             pre: self.pre.clone(),
             post: self.post.clone(),
             labels: self.labels.clone(),
-            variants: vec![farlight_release::manifest::Variant {
+            variants: vec![Variant {
                 precision: "fp32".to_owned(),
                 format: "onnx".to_owned(),
                 blob: variant,
+                deltas,
             }],
             golden,
             golden_tolerance: self.golden.tolerance,
@@ -172,6 +174,6 @@ impl Recipe {
             class_counts: vec![0; self.labels.len()],
         };
         let lineage = Lineage { metrics: BTreeMap::new(), ..Lineage::default() };
-        self.manifest(release, variant.clone(), variant, empty, lineage)
+        self.manifest(release, variant.clone(), Vec::new(), variant, empty, lineage)
     }
 }

@@ -7,8 +7,10 @@ use serde::Deserialize;
 
 use crate::blob::{self, FetchError};
 use crate::canonical::{self, Fractions};
+use crate::digest;
 use crate::manifest::{
     Blob, FORMAT, FeatureProfile, MAX_MANIFEST, Manifest, PostStep, PreStep, Profile, Task, TensorSpec,
+    Variant,
 };
 use crate::verified::Verified;
 
@@ -20,6 +22,8 @@ pub const MAX_ELEMENTS: usize = 16 * 1024 * 1024;
 pub const MAX_STEPS: usize = 16;
 /// Most variants of one release.
 pub const MAX_VARIANTS: usize = 16;
+/// Most deltas of one variant: a device that is further behind fetches the file.
+pub const MAX_DELTAS: usize = 16;
 /// Most classes.
 pub const MAX_LABELS: usize = farlight_wire::limits::MAX_BINS;
 /// Longest name or label in characters.
@@ -210,6 +214,7 @@ impl Manifest {
                 return invalid(format!("variants[{i}].format"), "must be onnx");
             }
             check_blob(&format!("variants[{i}].blob"), &variant.blob)?;
+            check_deltas(&format!("variants[{i}].deltas"), variant)?;
         }
         check_blob("golden", &self.golden)?;
         if !self.golden_tolerance.is_finite() || self.golden_tolerance < 0.0 {
@@ -292,6 +297,27 @@ fn check_edges(field: &str, edges: &[f32]) -> Check {
     } else {
         invalid(field, "must rise from edge to edge")
     }
+}
+
+fn check_deltas(field: &str, variant: &Variant) -> Check {
+    if variant.deltas.len() > MAX_DELTAS {
+        return invalid(field, format!("has more than {MAX_DELTAS} entries"));
+    }
+    let mut seen = BTreeSet::from([&variant.blob.id]);
+    for (i, delta) in variant.deltas.iter().enumerate() {
+        let field = |name: &str| format!("{field}[{i}].{name}");
+        if !digest::is_sha256(&delta.from) {
+            return invalid(field("from"), "must be the id of a blob");
+        }
+        if !seen.insert(&delta.from) {
+            return invalid(field("from"), "must be another file than this one and those of other deltas");
+        }
+        check_blob(&field("blob"), &delta.blob)?;
+        if delta.blob.length >= variant.blob.length {
+            return invalid(field("blob"), "must be smaller than the file that it makes");
+        }
+    }
+    Ok(())
 }
 
 fn check_blob(field: &str, blob: &Blob) -> Check {

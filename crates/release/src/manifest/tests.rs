@@ -15,7 +15,7 @@ fn good() -> Value {
         "pre": [{"step": "normalise", "axis": 0, "mean": [0.0, 1.0], "std": [1.0, 2.0]}, {"step": "scale", "factor": 0.5}],
         "post": [{"step": "softmax"}, {"step": "abstain", "threshold": 0.4}],
         "labels": ["no", "yes"],
-        "variants": [{"precision": "fp32", "format": "onnx", "blob": blob}],
+        "variants": [{"precision": "fp32", "format": "onnx", "blob": blob, "deltas": []}],
         "golden": blob,
         "golden_tolerance": 0.001,
         "profile": {
@@ -31,6 +31,23 @@ fn good() -> Value {
 
 fn parse(document: &Value) -> Result<Manifest, super::ManifestError> {
     Manifest::parse_checked(&serde_json::to_vec(document).unwrap())
+}
+
+/// A delta of `length` bytes from the blob whose id is 64 times `digit`.
+fn delta(digit: &str, length: usize) -> Value {
+    json!({"from": digit.repeat(64), "blob": describe(&vec![1; length])})
+}
+
+#[test]
+fn deltas_are_named_files_and_leave_no_trace_where_there_are_none() {
+    let mut document = good();
+    document["variants"][0]["deltas"] = json!([delta("0", 2), delta("1", 3)]);
+    let manifest = parse(&document).unwrap();
+    assert_eq!(Manifest::parse_checked(&serde_json::to_vec(&manifest).unwrap()).unwrap(), manifest);
+    let lengths: Vec<u64> = manifest.blobs().map(|blob| blob.length).collect();
+    assert_eq!(lengths, [5, 2, 3, 5]);
+    let text = serde_json::to_string(&parse(&good()).unwrap()).unwrap();
+    assert!(!text.contains("deltas"), "{text}");
 }
 
 #[test]
@@ -63,6 +80,16 @@ fn each_broken_rule_names_its_field() {
         ("/variants/0/format", json!("pickle"), "variants[0].format"),
         ("/variants/0/blob/length", json!(0), "variants[0].blob"),
         ("/variants/0/blob/id", json!("../x"), "variants[0].blob"),
+        ("/variants/0/deltas", json!([delta("0", 2), delta("0", 2)]), "variants[0].deltas[1].from"),
+        ("/variants/0/deltas", json!([delta("G", 2)]), "variants[0].deltas[0].from"),
+        ("/variants/0/deltas", json!([delta("0", 5)]), "variants[0].deltas[0].blob"),
+        ("/variants/0/deltas", json!([delta("0", 0)]), "variants[0].deltas[0].blob"),
+        (
+            "/variants/0/deltas",
+            json!([{"from": describe(b"model").id, "blob": describe(b"de")}]),
+            "variants[0].deltas[0].from",
+        ),
+        ("/variants/0/deltas", json!(vec![delta("0", 2); 17]), "variants[0].deltas"),
         ("/golden/chunks", json!([]), "golden"),
         ("/golden_tolerance", json!(-1.0), "golden_tolerance"),
         ("/profile/features/0/channel", json!(2), "profile.features[0].channel"),
