@@ -297,7 +297,10 @@ async fn a_family_signs_its_own_releases_until_it_is_revoked() {
     // It speaks for its own models only.
     let mut greedy = role.clone();
     greedy.add("n/1.0.0.json", &bytes);
-    assert_eq!(code(&operator.registry.publish(by(&key, &greedy), "test").await.unwrap_err()), "registry.refused");
+    assert_eq!(
+        code(&operator.registry.publish(by(&key, &greedy), "test").await.unwrap_err()),
+        "registry.refused"
+    );
     operator.registry.publish(by(&key, &role), "test").await.unwrap();
     operator.registry.publish(by(&key, &role), "test").await.unwrap();
     operator.registry.permits(&id("1.0.0")).await.unwrap();

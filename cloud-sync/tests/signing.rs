@@ -113,7 +113,8 @@ async fn a_family_signs_with_its_own_keys() {
     let mut world = World::new(&[], &[]).await;
     let (offline, family) = (world.path("offline"), world.path("family"));
     world.run(&["keys", "generate", &family, "--role", "vib=2"]).await;
-    let delegate = ["repo", "delegate", "vib", "--models", "vib-*", "--keys", &offline, "--family-keys", &family];
+    let delegate =
+        ["repo", "delegate", "vib", "--models", "vib-*", "--keys", &offline, "--family-keys", &family];
     let status = world.run(&[&delegate[..], &["--threshold", "2"]].concat()).await;
     assert_eq!(status["roles"]["vib"]["threshold"], 2);
     assert_eq!(status["missing"], json!([]));
@@ -129,9 +130,15 @@ async fn a_family_signs_with_its_own_keys() {
 
     // Neither may sign for the other.
     let other = world.bundle("other/1.0.0");
-    assert_eq!(world.refused(&["release", "sign", &other, "--keys", &family]).await, (6, "tuf.signature".into()));
+    assert_eq!(
+        world.refused(&["release", "sign", &other, "--keys", &family]).await,
+        (6, "tuf.signature".into())
+    );
     let again = world.bundle("vib-a/1.1.0");
-    assert_eq!(world.refused(&["release", "sign", &again, "--keys", &offline]).await, (6, "tuf.signature".into()));
+    assert_eq!(
+        world.refused(&["release", "sign", &again, "--keys", &offline]).await,
+        (6, "tuf.signature".into())
+    );
     world.run(&["release", "sign", &other, "--keys", &offline]).await;
     world.run(&["release", "publish", &other]).await;
     world.device_takes("other/1.0.0").unwrap();
@@ -148,6 +155,18 @@ async fn a_family_signs_with_its_own_keys() {
     world.run(&["repo", "revoke", "vib", "--keys", &offline]).await;
     assert_eq!(world.device_takes("vib-a/1.0.0").unwrap_err().code(), "tuf.unknown_target");
     world.device_takes("other/1.0.0").unwrap();
+
+    // Other keys take it over; versions go on rising, and what was published stays taken.
+    let heirs = world.path("heirs");
+    world.run(&["keys", "generate", &heirs, "--role", "vib"]).await;
+    let delegate =
+        ["repo", "delegate", "vib", "--models", "vib-*", "--keys", &offline, "--family-keys", &heirs];
+    assert_eq!(world.run(&delegate).await["roles"]["vib"]["version"], 5);
+    world.run(&["repo", "trust", &root, "--keys", &heirs]).await;
+    let next = world.bundle("vib-a/2.0.0");
+    world.run(&["release", "sign", &next, "--keys", &heirs]).await;
+    world.run(&["release", "publish", &next]).await;
+    world.device_takes("vib-a/2.0.0").unwrap();
 }
 
 #[tokio::test]
@@ -164,7 +183,10 @@ async fn a_threshold_is_reached_on_two_machines() {
 
     let bundle = world.bundle("m/1.0.0");
     let first = world.run(&["release", "sign", &bundle, "--keys", &offline]).await;
-    assert_eq!((&first["missing"][0]["signatures"], &first["missing"][0]["threshold"]), (&json!(1), &json!(2)));
+    assert_eq!(
+        (&first["missing"][0]["signatures"], &first["missing"][0]["threshold"]),
+        (&json!(1), &json!(2))
+    );
     assert_eq!(world.refused(&["release", "publish", &bundle]).await, (5, "tuf.signature".into()));
     let both = world.run(&["release", "sign", &bundle, "--keys", &second]).await;
     assert_eq!((&both["missing"], &both["targets_version"]), (&json!([]), &json!(2)));
@@ -181,7 +203,10 @@ async fn a_threshold_is_reached_on_two_machines() {
     let stranger = world.path("stranger");
     world.run(&["keys", "generate", &stranger]).await;
     world.run(&["repo", "trust", &root, "--keys", &stranger]).await;
-    assert_eq!(world.refused(&["repo", "sign", &next, "--keys", &stranger]).await, (6, "tuf.signature".into()));
+    assert_eq!(
+        world.refused(&["repo", "sign", &next, "--keys", &stranger]).await,
+        (6, "tuf.signature".into())
+    );
     let file = Path::new(&next).join("root.json").display().to_string();
     let signed = world.run(&["repo", "add-root-signature", &file, "--keys", &second, "--old", &root]).await;
     assert_eq!(signed, json!({ "version": 2, "added": 1, "complete": true }));
@@ -203,7 +228,11 @@ async fn keys_are_rotated_and_devices_follow() {
     world.device_takes("vib/1.0.0").unwrap();
     for (role, root) in [("targets", 2), ("vib", 2), ("root", 3)] {
         let status = world.run(&["keys", "rotate", role, "--keys", &offline]).await;
-        assert_eq!((&status["missing"], &status["roles"]["root"]["version"]), (&json!([]), &json!(root)), "{role}");
+        assert_eq!(
+            (&status["missing"], &status["roles"]["root"]["version"]),
+            (&json!([]), &json!(root)),
+            "{role}"
+        );
         world.device_takes("vib/1.0.0").unwrap();
         assert_eq!(world.device.root().root().version, root);
     }
@@ -225,11 +254,16 @@ async fn keys_are_rotated_and_devices_follow() {
 #[tokio::test]
 async fn a_configuration_is_built_signed_and_published() {
     let mut world = World::new(&[], &[]).await;
-    let (offline, settings, out) = (world.path("offline"), world.path("settings.toml"), world.path("config-1"));
+    let (offline, settings, out) =
+        (world.path("offline"), world.path("settings.toml"), world.path("config-1"));
     fs::write(&settings, "kill_switch = false\n[models.m]\nabstain_below = 1.6\n").unwrap();
     let build = ["config", "build", &settings, "--version", "1.0.0", "--out", &out];
     assert_eq!(world.refused(&build).await.0, 3);
-    fs::write(&settings, "[models.m]\nabstain_below = 0.6\ncase_bytes_per_day = 1000\n[flags]\nbeta = true\n").unwrap();
+    fs::write(
+        &settings,
+        "[models.m]\nabstain_below = 0.6\ncase_bytes_per_day = 1000\n[flags]\nbeta = true\n",
+    )
+    .unwrap();
     world.run(&build).await;
     world.run(&["release", "sign", &out, "--keys", &offline]).await;
     world.run(&["release", "publish", &out]).await;

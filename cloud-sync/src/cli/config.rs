@@ -48,10 +48,12 @@ struct Summary {
 pub(super) fn run(command: Command, context: &Context) -> Result<(), CliError> {
     let Command::Build(args) = command;
     let named = |why: String| CliError::file(format!("{}: {why}", args.settings.display()));
-    let runtime: Runtime = toml::from_str(&files::read_text(&args.settings)?).map_err(|e| named(e.to_string()))?;
+    let runtime: Runtime =
+        toml::from_str(&files::read_text(&args.settings)?).map_err(|e| named(e.to_string()))?;
     let name = NAME.parse().map_err(|e: farlight_wire::IdError| CliError::failure(e.to_string()))?;
     let release = ReleaseId::new(name, args.version.clone());
-    let config = ConfigManifest { format: FORMAT, release: release.clone(), runtime, requires: Requires::default() };
+    let config =
+        ConfigManifest { format: FORMAT, release: release.clone(), runtime, requires: Requires::default() };
     config.check().map_err(|e| named(e.to_string()))?;
     let bundle = Bundle::at(&args.out);
     bundle.write(&config, &[])?;

@@ -102,6 +102,11 @@ impl Trust {
         }
     }
 
+    /// The version of a family's metadata that was published last, 0 for none; revoked ones count.
+    pub fn listed(&self, name: &str) -> u64 {
+        self.client.listed(name).unwrap_or(0)
+    }
+
     /// The targets as signed last.
     ///
     /// # Errors

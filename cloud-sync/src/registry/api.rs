@@ -28,7 +28,8 @@ use crate::app::Shared;
 
 /// Largest upload of signed documents in bytes: base64 of the largest manifest, targets
 /// and root, and of several delegated roles.
-const MAX_DOCUMENTS: usize = ((MAX_MANIFEST + MAX_TARGETS + MAX_ROOT + MAX_ROLES_HELD as u64) as usize / 3 + 1) * 4 + 4096;
+const MAX_DOCUMENTS: usize =
+    ((MAX_MANIFEST + MAX_TARGETS + MAX_ROOT + MAX_ROLES_HELD as u64) as usize / 3 + 1) * 4 + 4096;
 
 /// Routes for operators, below `/api/v1`.
 pub fn routes() -> Router<Shared> {
@@ -155,7 +156,8 @@ pub struct Signed {
 
 impl Signed {
     fn decode(&self) -> Result<Change, ApiError> {
-        let optional = |field: &str, text: &Option<String>| text.as_ref().map(|t| decode(field, t)).transpose();
+        let optional =
+            |field: &str, text: &Option<String>| text.as_ref().map(|t| decode(field, t)).transpose();
         let roles = self.roles.iter().map(|(name, text)| Ok((name.clone(), decode("roles", text)?)));
         Ok(Change {
             root: optional("root", &self.root)?,

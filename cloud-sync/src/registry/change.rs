@@ -51,7 +51,9 @@ impl Change {
         };
         let differs = root.bytes() != current.root.bytes()
             || targets_bytes != current.targets_bytes
-            || roles.iter().any(|(name, role)| current.roles.get(name).is_none_or(|old| old.bytes != role.bytes));
+            || roles
+                .iter()
+                .any(|(name, role)| current.roles.get(name).is_none_or(|old| old.bytes != role.bytes));
         let accepted = Accepted { root, targets, targets_bytes, roles, added, differs };
         if differs {
             accepted.check_names(current)?;
@@ -127,12 +129,14 @@ impl Accepted {
     fn check_names(&self, current: &Current) -> Result<(), RegistryError> {
         let added = self.added.as_ref().map(|document| document.release().target_path());
         let allowed = |old: Option<&Targets>, new: &Targets| {
-            new.targets.iter().try_for_each(|(path, target)| match old.and_then(|old| old.targets.get(path)) {
-                Some(old) if old.hashes == target.hashes && old.length == target.length => Ok(()),
-                Some(_) => Err(RegistryError::Immutable(path.clone())),
-                None if current.names(path) => Err(RegistryError::Immutable(path.clone())),
-                None if added.as_ref() == Some(path) => Ok(()),
-                None => Err(RegistryError::Refused(format!("{path:?} is named, which nobody uploaded"))),
+            new.targets.iter().try_for_each(|(path, target)| {
+                match old.and_then(|old| old.targets.get(path)) {
+                    Some(old) if old.hashes == target.hashes && old.length == target.length => Ok(()),
+                    Some(_) => Err(RegistryError::Immutable(path.clone())),
+                    None if current.names(path) => Err(RegistryError::Immutable(path.clone())),
+                    None if added.as_ref() == Some(path) => Ok(()),
+                    None => Err(RegistryError::Refused(format!("{path:?} is named, which nobody uploaded"))),
+                }
             })
         };
         allowed(Some(&current.targets), &self.targets)?;
@@ -141,7 +145,8 @@ impl Accepted {
             let old = current.roles.get(name).map(RoleFile::targets).transpose()?;
             allowed(old.as_ref(), document)?;
             let delegation = self.targets.delegations.as_ref().and_then(|all| all.role(name));
-            let foreign = document.targets.keys().find(|path| !delegation.is_some_and(|role| role.covers(path)));
+            let foreign =
+                document.targets.keys().find(|path| !delegation.is_some_and(|role| role.covers(path)));
             if let Some(path) = foreign {
                 return Err(RegistryError::Refused(format!("the role {name:?} may not speak for {path:?}")));
             }
@@ -160,7 +165,8 @@ pub(super) fn speaker<'a>(
         return Some(targets);
     }
     let (delegated, _) = targets.delegations.as_ref()?.of(path);
-    let documents = delegated.into_iter().map(|role| roles.get(&role.name).and_then(|role| role.document.as_ref()));
+    let documents =
+        delegated.into_iter().map(|role| roles.get(&role.name).and_then(|role| role.document.as_ref()));
     // One that is missing ends the search.
     documents.map_while(|document| document).find(|document| document.targets.contains_key(path))
 }

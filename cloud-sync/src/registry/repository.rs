@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use farlight_release::manifest::Blob;
 use farlight_release::tuf::{
-    ASSIGNMENT_KEYS, Document as _, METADATA, Role, Snapshot, TARGETS, Target, Targets, Timestamp, TrustedRoot,
-    TufError, encode_name, signer,
+    ASSIGNMENT_KEYS, Document as _, METADATA, Role, Snapshot, TARGETS, Target, Targets, Timestamp,
+    TrustedRoot, TufError, encode_name, signer,
 };
 use farlight_release::{Verified, digest};
 use farlight_wire::{Millis, ReleaseId};

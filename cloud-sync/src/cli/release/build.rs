@@ -69,7 +69,9 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let recipe = Recipe::load(&args.recipe)?;
     let release = ReleaseId::new(recipe.model.clone(), args.version.clone());
     if release.model.as_str() == farlight_release::config::NAME {
-        return Err(CliError::usage("a model cannot be named `config`: that is what configuration releases are named"));
+        return Err(CliError::usage(
+            "a model cannot be named `config`: that is what configuration releases are named",
+        ));
     }
     if args.parent.as_ref().is_some_and(|parent| parent.model != release.model || *parent == release) {
         return Err(CliError::usage("--parent must be another release of the same model"));

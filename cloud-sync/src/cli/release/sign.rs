@@ -52,7 +52,10 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), CliError> 
     let family = top.delegations.as_ref().and_then(|all| Some(all.of(&path).0.first()?.name.clone()));
     let role = family.clone().unwrap_or_else(|| Role::Targets.name().to_owned());
     let published = match &family {
-        Some(family) => trust.role(family, &api).await?.unwrap_or_else(|| Targets::new(0, trust::in_days(0))),
+        Some(family) => {
+            let role = trust.role(family, &api).await?;
+            role.unwrap_or_else(|| Targets::new(trust.listed(family), trust::in_days(0)))
+        }
         None => top.clone(),
     };
     for old in [&top, &published] {

@@ -69,7 +69,8 @@ impl Change {
     pub fn in_bundle(folder: &Path) -> Result<Self, CliError> {
         let mut new = Self::default();
         for path in files::list(folder)? {
-            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
+            let name =
+                path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".json"));
             match name {
                 None | Some("manifest") => {}
                 Some("targets") => new.targets = Some(files::read(&path)?),
@@ -166,7 +167,11 @@ impl Change {
             None => None,
         };
         let by_root = |role: Role| {
-            let mut keys = if role == Role::Root || next_root.is_none() { trust.root().keys(role) } else { BTreeSet::new() };
+            let mut keys = if role == Role::Root || next_root.is_none() {
+                trust.root().keys(role)
+            } else {
+                BTreeSet::new()
+            };
             keys.extend(next_root.iter().flat_map(|root| root.keys_of(role)));
             keys
         };
@@ -230,7 +235,11 @@ fn unsigned<T: Document>(document: &T) -> Result<Vec<u8>, CliError> {
     signer::sign(document, &[]).map_err(signing)
 }
 
-fn add_signatures(bytes: &mut Vec<u8>, pairs: &[KeyPair], keys: &BTreeSet<[u8; 32]>) -> Result<usize, CliError> {
+fn add_signatures(
+    bytes: &mut Vec<u8>,
+    pairs: &[KeyPair],
+    keys: &BTreeSet<[u8; 32]>,
+) -> Result<usize, CliError> {
     let mut added = 0;
     for pair in pairs.iter().filter(|pair| keys.contains(pair.public().as_bytes())) {
         *bytes = signer::add_signature(bytes, pair).map_err(signing)?;
@@ -240,7 +249,11 @@ fn add_signatures(bytes: &mut Vec<u8>, pairs: &[KeyPair], keys: &BTreeSet<[u8; 3
 }
 
 /// The document, or a note that it lacks signatures.
-fn note<T>(missing: &mut Vec<Progress>, role: &str, outcome: Result<T, TufError>) -> Result<Option<T>, CliError> {
+fn note<T>(
+    missing: &mut Vec<Progress>,
+    role: &str,
+    outcome: Result<T, TufError>,
+) -> Result<Option<T>, CliError> {
     match outcome {
         Ok(document) => Ok(Some(document)),
         Err(TufError::Signature { signers, valid, threshold, .. }) => {
@@ -255,7 +268,11 @@ fn note<T>(missing: &mut Vec<Progress>, role: &str, outcome: Result<T, TufError>
 ///
 /// # Errors
 /// [`CliError`] when it is no root, or none of the keys is one of its own or of `old`.
-pub fn sign_root(bytes: &mut Vec<u8>, pairs: &[KeyPair], old: Option<&TrustedRoot>) -> Result<usize, CliError> {
+pub fn sign_root(
+    bytes: &mut Vec<u8>,
+    pairs: &[KeyPair],
+    old: Option<&TrustedRoot>,
+) -> Result<usize, CliError> {
     let mut keys = Root::peek(bytes).map_err(signing)?.keys_of(Role::Root);
     keys.extend(old.iter().flat_map(|old| old.keys(Role::Root)));
     add_signatures(bytes, pairs, &keys)

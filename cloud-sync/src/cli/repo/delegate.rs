@@ -64,7 +64,9 @@ pub(super) async fn run(args: &Delegate, api: &Api) -> Result<Answer, CliError> 
     }
     if !(1..=public.len() as u64).contains(&args.threshold) {
         let (threshold, all) = (args.threshold, public.len());
-        return Err(CliError::usage(format!("--threshold {threshold} is not from 1 to {all}, the number of keys")));
+        return Err(CliError::usage(format!(
+            "--threshold {threshold} is not from 1 to {all}, the number of keys"
+        )));
     }
     let mut trust = Trust::refresh(&args.keys, api).await?;
     let old = trust.role(family, api).await?;
@@ -73,9 +75,11 @@ pub(super) async fn run(args: &Delegate, api: &Api) -> Result<Answer, CliError> 
     targets.delegate(family, paths(args)?, &Signers { keys: public, threshold: args.threshold });
     let mut change = Change::default();
     change.set_targets(&targets)?;
-    if !pairs.is_empty() {
+    let listed = trust.listed(family);
+    // What was published under other keys has to be signed anew by these.
+    if !pairs.is_empty() || listed > 0 {
         let mut role = old.unwrap_or_else(|| Targets::new(0, trust::in_days(args.days)));
-        role.version = role.version.saturating_add(1);
+        role.version = listed.saturating_add(1);
         role.expires = role.expires.max(trust::in_days(args.days));
         change.set_role(family, &role)?;
         change.sign(&pairs, &trust)?;
@@ -87,7 +91,9 @@ pub(super) async fn revoke(args: &Revoke, api: &Api) -> Result<Answer, CliError>
     let trust = Trust::refresh(&args.keys, api).await?;
     let mut targets = Targets::clone(trust.targets()?);
     if !targets.revoke(args.family.as_str()) {
-        return Err(CliError::usage(format!("{} is no model family", args.family)).hint("see `farlight repo status`"));
+        return Err(
+            CliError::usage(format!("{} is no model family", args.family)).hint("see `farlight repo status`")
+        );
     }
     targets.version = targets.version.saturating_add(1);
     let mut change = Change::default();
@@ -112,6 +118,7 @@ fn paths(args: &Delegate) -> Result<Vec<String>, CliError> {
 
 fn parse_key(text: &str) -> Result<PublicKey, CliError> {
     let bytes = hex::decode(text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-    let bytes = bytes.ok_or_else(|| CliError::usage("--public-key is 64 hex digits: see `farlight keys list`"))?;
+    let bytes =
+        bytes.ok_or_else(|| CliError::usage("--public-key is 64 hex digits: see `farlight keys list`"))?;
     PublicKey::from_bytes(&bytes).map_err(|e| CliError::usage(format!("--public-key {text}: {e}")))
 }

@@ -60,7 +60,9 @@ pub enum Command {
     #[command(after_help = "Example: farlight repo add-root-signature next/root.json --keys my-keys")]
     AddRootSignature(sign::AddRootSignature),
     /// Let keys of their own sign the releases of a model family
-    #[command(after_help = "Example: farlight repo delegate vibration --models 'vibration-*' --keys offline --family-keys vibration-keys")]
+    #[command(
+        after_help = "Example: farlight repo delegate vibration --models 'vibration-*' --keys offline --family-keys vibration-keys"
+    )]
     Delegate(delegate::Delegate),
     /// Take a model family's keys their right to sign; its releases may not be assigned any more
     #[command(after_help = "Example: farlight repo revoke vibration --keys offline")]

@@ -64,7 +64,9 @@ pub async fn run(args: &Rotate, context: &Context) -> Result<(), CliError> {
     let threshold = args.threshold.unwrap_or(before.threshold);
     let all = (kept.len() + count) as u64;
     if !(1..=all).contains(&threshold) {
-        return Err(CliError::usage(format!("--threshold {threshold} is not from 1 to {all}, the number of keys")));
+        return Err(CliError::usage(format!(
+            "--threshold {threshold} is not from 1 to {all}, the number of keys"
+        )));
     }
     let published = match role {
         Some(_) => None,

@@ -52,8 +52,11 @@ pub(super) async fn run(args: &Sign, api: &Api) -> Result<Answer, CliError> {
         return Err(CliError::file(format!("{} holds nothing to sign", args.folder.display())));
     }
     if change.sign(&pairs(&args.keys)?, &trust)? == 0 {
-        return Err(CliError::verification("tuf.signature", "none of these keys may sign what is in the folder")
-            .hint("see `farlight keys list DIR`"));
+        return Err(CliError::verification(
+            "tuf.signature",
+            "none of these keys may sign what is in the folder",
+        )
+        .hint("see `farlight keys list DIR`"));
     }
     let missing = change.missing(&trust)?;
     change.write(&args.folder)?;

@@ -96,7 +96,8 @@ impl Answer {
             .roles
             .iter()
             .map(|(name, at)| {
-                let expires = if at.version == 0 { "-".to_owned() } else { timestamp::format(Millis(at.expires)) };
+                let expires =
+                    if at.version == 0 { "-".to_owned() } else { timestamp::format(Millis(at.expires)) };
                 [name.clone(), at.version.to_string(), format!("{} of {}", at.threshold, at.keys), expires]
             })
             .collect();
@@ -108,7 +109,9 @@ impl Answer {
         text.push_str(&waiting_text(&self.missing));
         if let Some(folder) = &self.folder {
             let folder = folder.display();
-            text.push_str(&format!("\nnot published yet: carry {folder} to the other keys and run `farlight repo sign`"));
+            text.push_str(&format!(
+                "\nnot published yet: carry {folder} to the other keys and run `farlight repo sign`"
+            ));
         }
         text
     }
@@ -117,7 +120,10 @@ impl Answer {
 /// One line for each document that lacks signatures.
 pub(in crate::cli) fn waiting_text(missing: &[Progress]) -> String {
     let line = |at: &Progress| {
-        format!("\n{}: {} of {} signatures by keys of the {}", at.role, at.signatures, at.threshold, at.signers)
+        format!(
+            "\n{}: {} of {} signatures by keys of the {}",
+            at.role, at.signatures, at.threshold, at.signers
+        )
     };
     missing.iter().map(line).collect()
 }
@@ -129,7 +135,8 @@ mod tests {
     #[test]
     fn what_expires_soon_is_warned_of_with_its_cure() {
         let now = Millis(100 * DAY.0);
-        let role = |days: u64| RoleStatus { version: 1, expires: (100 + days) * DAY.0, keys: 1, threshold: 1 };
+        let role =
+            |days: u64| RoleStatus { version: 1, expires: (100 + days) * DAY.0, keys: 1, threshold: 1 };
         let warnings = |name: &str, days| {
             let roles = BTreeMap::from([(name.to_owned(), role(days))]);
             Status { roles, targets: 0 }.warnings(now).join("")

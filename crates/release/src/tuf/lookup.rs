@@ -158,6 +158,11 @@ impl Client {
         self.roles.get(role, targets, snapshot.role(name)?, None)
     }
 
+    /// The version that the snapshot lists of a delegated role's metadata, also when the role was revoked.
+    pub fn listed(&self, name: &str) -> Option<u64> {
+        self.chain().ok()?.0.role(name).map(|meta| meta.version)
+    }
+
     /// The signed target of this name. Looking it up comes first, unless the top-level role names it.
     ///
     /// # Errors
