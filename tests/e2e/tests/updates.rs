@@ -1,9 +1,12 @@
 //! Updates end to end: a release reaches a device, survives kill -9, and what is wrong is refused.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use farlight_test_support::{Device, DeviceOptions, Fleet, InferFailure, MODEL, until};
+use farlight_onnx::{Limits, Model, tensor};
+use farlight_test_support::{Device, DeviceOptions, Fleet, InferFailure, MODEL, until, workspace_root};
+use serde_json::Value;
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -27,6 +30,56 @@ async fn a_release_is_installed_confirmed_and_answers() {
     device.start().await.unwrap();
     let again = Device::infer(&device.client(), MODEL, "a", &[6, 100], &input).await.unwrap();
     assert_eq!((again.label, again.version), (answer.label, answer.version));
+}
+
+/// The reference model after a training that moved every weight a little; its file.
+fn trained(fleet: &Fleet) -> PathBuf {
+    let bytes = std::fs::read(workspace_root().join("models").join(MODEL).join("model.onnx")).unwrap();
+    let mut model = Model::parse(&bytes, &Limits::default()).unwrap();
+    for weights in model.graph().initializer.clone() {
+        if weights.data_type() == tensor::FLOAT {
+            let values = tensor::to_f32(&weights).unwrap();
+            let moved: Vec<f32> =
+                values.iter().enumerate().map(|(i, value)| value + 1e-4 * (i as f32 * 0.7).sin()).collect();
+            model.replace_f32(weights.name(), &moved).unwrap();
+        }
+    }
+    let path = fleet.folder.path().join("trained.onnx");
+    std::fs::write(&path, model.to_bytes()).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retrained_model_comes_as_a_delta() {
+    let fleet = Fleet::start().await.unwrap();
+    let base = fleet.publish("1.0.0").await.unwrap();
+    let mut device = fleet.device("gw-1", &DeviceOptions::default()).await.unwrap();
+    let rollout = fleet.roll_out("1.0.0").await.unwrap();
+    fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
+
+    let recipe = workspace_root().join("models").join(MODEL).join("release.toml");
+    let (model, out) = (trained(&fleet), fleet.folder.path().join("1.1.0"));
+    let extra = ["--base", base.to_str().unwrap()];
+    let built = fleet.operator.build(&recipe, &model, "1.1.0", &out, &extra).await.unwrap();
+    let saved = &built["deltas"][0];
+    assert_eq!(saved["offered"], true, "{built}");
+    let [delta, full] = ["delta_bytes", "full_bytes"].map(|key| saved[key].as_u64().unwrap());
+    assert!(delta < full * 7 / 10, "{built}");
+    fleet.operator.publish(&out).await.unwrap();
+    // The whole file is not to be had: what arrives was made by the delta.
+    let manifest: Value = serde_json::from_slice(&std::fs::read(out.join("manifest.json")).unwrap()).unwrap();
+    let id = manifest["variants"][0]["blob"]["id"].as_str().unwrap();
+    std::fs::remove_file(fleet.cloud.folder().join("repo/blobs").join(id)).unwrap();
+
+    let rollout = fleet.roll_out("1.1.0").await.unwrap();
+    let done = fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
+    assert_eq!(done["devices"][0]["state"], "confirmed", "{done}");
+    let log = std::fs::read_to_string(device.folder().join("agent.log")).unwrap();
+    assert!(log.contains(&format!("blob {id} made by a delta")), "{log}");
+    // It runs after a restart too: what was made is what was signed.
+    device.kill().unwrap();
+    device.start().await.unwrap();
+    assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.1.0"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,7 +129,7 @@ async fn a_release_over_its_memory_budget_is_refused_before_it_runs() {
     let device = fleet.device("gw-1", &DeviceOptions::default()).await.unwrap();
     let rollout = fleet.roll_out("1.0.0").await.unwrap();
     fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
-    let model = farlight_test_support::workspace_root().join("models").join(MODEL);
+    let model = workspace_root().join("models").join(MODEL);
     let recipe = std::fs::read_to_string(model.join("release.toml")).unwrap();
     let folder = fleet.folder.path().join("recipe");
     std::fs::create_dir_all(&folder).unwrap();
