@@ -119,8 +119,9 @@ pub async fn start(
     shutdown: &watch::Receiver<bool>,
 ) -> Result<Started, Fatal> {
     let state_dir = &settings.device.state_dir;
-    let store_error =
-        |e: crate::store::StoreError| Fatal::new(ExitCode::Resource, e, "check device.state_dir and its permissions");
+    let store_error = |e: crate::store::StoreError| {
+        Fatal::new(ExitCode::Resource, e, "check device.state_dir and its permissions")
+    };
     let opened = Store::open(state_dir, clock::now()).map_err(store_error)?;
     let (journal, journal_damaged) = Journal::open(state_dir, clock::now()).map_err(store_error)?;
     let telemetry = Outbox::open(&state_dir.join("telemetry.db")).map_err(store_error)?;

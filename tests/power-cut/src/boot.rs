@@ -11,10 +11,11 @@ use farlight_agent::identity::Identity;
 use farlight_agent::models::Models;
 use farlight_agent::run::{self, Started};
 use farlight_agent::settings::Settings;
-use farlight_agent::slots::Slots;
+use farlight_agent::slots::{Opened, Slots};
 use farlight_agent::trust::Trust;
 use farlight_device::pointer::{Pointer, Slot, TRIALS};
 use farlight_inference::golden;
+use farlight_release::config;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -134,7 +135,8 @@ impl Starter {
 
 fn broken(folder: &Path, pointers: &BTreeMap<String, Option<Pointer>>) -> Vec<String> {
     let slots = Slots::new(folder);
-    let named = pointers.values().flatten().flat_map(|pointer| pointer.active.iter().chain(&pointer.previous));
+    let named =
+        pointers.values().flatten().flat_map(|pointer| pointer.active.iter().chain(&pointer.previous));
     named
         .filter_map(|slot| slots.open(slot).err().map(|error| format!("{}: {error}", slot.release)))
         .collect()
@@ -146,7 +148,7 @@ async fn start(folder: &Path) -> anyhow::Result<BTreeMap<String, Running>> {
     let fatal = |error: farlight_agent::exit::Fatal| anyhow::anyhow!("{error}");
     let identity = Identity::load(folder).map_err(fatal)?.context("the identity is gone")?;
     let (_stop, shutdown) = watch::channel(false);
-    let Started { models, recording, driver, .. } =
+    let Started { models, runtime, recording, driver, .. } =
         run::start(&settings, identity, &shutdown).await.map_err(fatal)?;
     let slots = Slots::new(folder);
     let mut running = BTreeMap::new();
@@ -155,14 +157,33 @@ async fn start(folder: &Path) -> anyhow::Result<BTreeMap<String, Running>> {
         let problem = answer(&models, &slots, &name, &slot).await.err().map(|error| format!("{error:#}"));
         running.insert(name, Running { slot, problem });
     }
+    if let Some(config) = config(&slots, &runtime)? {
+        running.insert(config::NAME.to_owned(), config);
+    }
     drop(driver);
     recording.stop();
     Ok(running)
 }
 
+/// The configuration in force: what its pointer names must be what the agent goes by.
+fn config(slots: &Slots, runtime: &farlight_agent::runtime::Runtime) -> anyhow::Result<Option<Running>> {
+    let pointer = slots.pointer(&config::NAME.parse()?)?.unwrap_or_default();
+    let Some(slot) = pointer.active else { return Ok(None) };
+    let problem = match slots.open(&slot) {
+        Ok(Opened::Config(config)) => {
+            (*runtime.get() != config.runtime).then(|| "another configuration is in force".to_owned())
+        }
+        Ok(Opened::Model(_)) => Some("its slot holds a model".to_owned()),
+        Err(error) => Some(format!("its slot is not whole: {error}")),
+    };
+    Ok(Some(Running { slot, problem }))
+}
+
 /// Hashes the slot and asks the model a golden input.
 async fn answer(models: &Models, slots: &Slots, name: &str, slot: &Slot) -> anyhow::Result<()> {
-    let whole = slots.open(slot).context("its slot is not whole")?;
+    let Opened::Model(whole) = slots.open(slot).context("its slot is not whole")? else {
+        anyhow::bail!("its slot holds no model");
+    };
     let vectors = golden::decode(&whole.golden).context("its golden vectors are not readable")?;
     let first = vectors.into_iter().next().context("it has no golden vectors")?;
     let loaded = models.find(name, None)?;

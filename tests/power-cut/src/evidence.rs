@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::disk::Disk;
 use crate::look::{self, DATABASES, Rows, Scratch, Trusted};
-use crate::trace::{Act, Event, Node, ROOT, Trace, Tree};
+use crate::trace::{Act, Event, Node, ROOT, Trace};
 
 /// What must hold after a cut.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -23,7 +23,7 @@ pub struct Required {
     pub tested: BTreeSet<String>,
     /// Releases (digests) that were confirmed: what the device ends on without network.
     pub confirmed: BTreeSet<String>,
-    /// Self-tests begun of each release that has not been confirmed.
+    /// Self-tests begun of each release (digest) that has not been confirmed.
     pub tests_begun: BTreeMap<String, u32>,
     /// Starts of the agent on each release (digest) on trial.
     pub starts: BTreeMap<String, u32>,
@@ -165,7 +165,7 @@ impl Follower<'_> {
         match &pointer.active {
             Some(active) if pointer.trials.is_none() => {
                 self.now.confirmed.insert(active.digest.clone());
-                self.now.tests_begun.remove(&active.release.to_string());
+                self.now.tests_begun.remove(&active.digest);
             }
             Some(_) => {}
             None if self.may_remove => {
@@ -229,11 +229,9 @@ impl Follower<'_> {
 
     fn started(&mut self, process: u32, args: &[String]) {
         if args.get(1).is_some_and(|arg| arg == "self-test") {
-            let (Some(folder), Some(digest)) = (args.get(2), args.get(3)) else { return };
+            let Some(digest) = args.get(3) else { return };
             self.testing.insert(process, digest.clone());
-            if let Some(release) = release(&self.disk.visible(), folder, digest) {
-                *self.now.tests_begun.entry(release).or_default() += 1;
-            }
+            *self.now.tests_begun.entry(digest.clone()).or_default() += 1;
             return;
         }
         self.agent = process;
@@ -260,12 +258,4 @@ impl Follower<'_> {
             self.now.tested.insert(digest.clone());
         }
     }
-}
-
-/// The release in a slot, by its own manifest.
-fn release(tree: &Tree, folder: &str, digest: &str) -> Option<String> {
-    let model = folder.strip_suffix(digest)?.trim_end_matches('/').rsplit('/').next()?;
-    let manifest = tree.file(&format!("models/{model}/{digest}/manifest.json"))?;
-    let manifest: Value = serde_json::from_slice(manifest).ok()?;
-    Some(manifest["release"].as_str()?.to_owned())
 }

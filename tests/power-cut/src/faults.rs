@@ -95,8 +95,10 @@ impl Fault {
             }
             Self::ModelFolderNotSynced => {
                 // Up to the pointer's move: what is synced for the pointer comes too late for the release.
-                let slot = position(trace, 0, |event| is_slot_move(event)).context("no release is fetched")?;
-                let pointer = position(trace, slot, |event| moved_to(event, "active")).context("no pointer")?;
+                let slot =
+                    position(trace, 0, |event| is_slot_move(event)).context("no release is fetched")?;
+                let pointer =
+                    position(trace, slot, |event| moved_to(event, "active")).context("no pointer")?;
                 let folder = folder_of_move(trace, slot)?;
                 drop_syncs(&mut changed, slot..pointer, |node| node == folder)?;
             }
@@ -137,21 +139,23 @@ impl Fault {
             }
             Self::TrialCountedLate => {
                 // A start that finds a release on trial: its first pointer, then the release is opened.
-                let start = trace.events.iter().rposition(|event| is_agent_start(event)).context("no start")?;
-                let start = trace.events[..start].iter().rposition(is_agent_start).context("one start only")?;
+                let start =
+                    trace.events.iter().rposition(|event| is_agent_start(event)).context("no start")?;
+                let start =
+                    trace.events[..start].iter().rposition(is_agent_start).context("one start only")?;
                 let group = pointer_group(trace, start)?;
                 let end = trace.events[group[0]..]
                     .iter()
                     .position(|event| matches!(event.act, Act::End { .. }))
                     .map_or(trace.events.len(), |at| group[0] + at);
-                let opened = |event: &Event| {
-                    matches!(&event.act, Act::Open { node } if paths.file(*node).is_some_and(|path| is_blob(path)))
-                };
-                let loaded = trace.events[group[0]..end].iter().position(opened).context("nothing is loaded")?;
+                let opened = |event: &Event| matches!(&event.act, Act::Open { node } if paths.file(*node).is_some_and(|path| is_blob(path)));
+                let loaded =
+                    trace.events[group[0]..end].iter().position(opened).context("nothing is loaded")?;
                 changed = shift(trace, &group, group[0] + loaded + 2);
             }
             Self::TrustMoveNotSynced => {
-                let moved = |event: &Event| moved_to(event, "trust-a.json") || moved_to(event, "trust-b.json");
+                let moved =
+                    |event: &Event| moved_to(event, "trust-a.json") || moved_to(event, "trust-b.json");
                 let first = position(trace, 0, moved).context("no trust store is written")?;
                 let folder = folder_of_move(trace, first)?;
                 drop_syncs(&mut changed, first..trace.events.len(), |node| node == folder)?;
@@ -359,7 +363,9 @@ fn in_place(trace: &mut Trace, name: &str) -> anyhow::Result<()> {
         // What was written to the new file is written to the old one, where the move was.
         let mut bytes = Vec::new();
         events.retain(|earlier| match &earlier.act {
-            Act::Create { node: made, .. } | Act::SyncBegin { node: made } | Act::SyncEnd { node: made } => made != node,
+            Act::Create { node: made, .. } | Act::SyncBegin { node: made } | Act::SyncEnd { node: made } => {
+                made != node
+            }
             Act::Write { node: written, bytes: some, .. } if written == node => {
                 bytes.extend_from_slice(some);
                 false

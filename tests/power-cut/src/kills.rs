@@ -156,7 +156,8 @@ fn pointer(device: &Device) -> anyhow::Result<Pointer> {
 
 /// Counts a start that found `before` and runs `digest`, if that is on trial.
 fn count_trial(before: &Pointer, digest: &str, last: &mut Last) -> anyhow::Result<()> {
-    let is_on_trial = before.trials.is_some() && before.active.as_ref().is_some_and(|slot| slot.digest == digest);
+    let is_on_trial =
+        before.trials.is_some() && before.active.as_ref().is_some_and(|slot| slot.digest == digest);
     last.trial = match last.trial.take() {
         _ if !is_on_trial => None,
         // A fresh activation begins to count again.
@@ -173,7 +174,12 @@ fn count_trial(before: &Pointer, digest: &str, last: &mut Last) -> anyhow::Resul
 fn look(device: &Device, last: &mut Last) -> anyhow::Result<()> {
     let state = device.state_dir();
     let pointer = pointer(device)?;
-    ensure!(pointer.sequence >= last.pointer, "the pointer went from {} back to {}", last.pointer, pointer.sequence);
+    ensure!(
+        pointer.sequence >= last.pointer,
+        "the pointer went from {} back to {}",
+        last.pointer,
+        pointer.sequence
+    );
     last.pointer = pointer.sequence;
     let slots = Slots::new(&state);
     for slot in pointer.active.iter().chain(&pointer.previous) {

@@ -88,7 +88,8 @@ pub fn trust_copy(bytes: &[u8]) -> Option<Trusted> {
 fn metadata(value: &Value, versions: &mut BTreeMap<String, u64>) {
     match value {
         Value::String(text) => {
-            let document = BASE64.decode(text).ok().and_then(|raw| serde_json::from_slice::<Value>(&raw).ok());
+            let document =
+                BASE64.decode(text).ok().and_then(|raw| serde_json::from_slice::<Value>(&raw).ok());
             let signed = document.as_ref().map(|document| &document["signed"]);
             if let Some((Some(kind), Some(version))) =
                 signed.map(|signed| (signed["_type"].as_str(), signed["version"].as_u64()))
@@ -182,9 +183,9 @@ pub struct Database {
 /// What `state.db` knows.
 #[derive(Debug, Default)]
 pub struct Journal {
-    /// Self-tests begun, by release.
+    /// Self-tests begun, by the digest of the release.
     pub attempts: BTreeMap<String, u32>,
-    /// Releases that failed here.
+    /// Digests of the releases that failed here.
     pub bad: BTreeSet<String>,
     /// The newest update report of each model that the cloud does not have yet.
     pub updates: BTreeMap<String, UpdateReport>,
@@ -198,12 +199,12 @@ impl Database {
 
     fn read_journal(&self) -> rusqlite::Result<Journal> {
         let mut journal = Journal::default();
-        let mut select = self.db.prepare("SELECT release, max(count) FROM attempts GROUP BY release")?;
+        let mut select = self.db.prepare("SELECT digest, sum(count) FROM attempts GROUP BY digest")?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
             journal.attempts.insert(row.get(0)?, row.get(1)?);
         }
-        let mut select = self.db.prepare("SELECT release FROM bad")?;
+        let mut select = self.db.prepare("SELECT digest FROM bad")?;
         journal.bad = select.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
         let mut select = self.db.prepare("SELECT bytes FROM reports ORDER BY seq")?;
         let mut rows = select.query([])?;
@@ -272,7 +273,8 @@ mod tests {
         let folder = scratch.empty("made").unwrap();
         let db = Connection::open(folder.join("state.db")).unwrap();
         db.pragma_update(None, "journal_mode", "WAL").unwrap();
-        db.execute_batch("CREATE TABLE a (x); INSERT INTO a VALUES (1), ('1'), (NULL); CREATE TABLE b (y)").unwrap();
+        db.execute_batch("CREATE TABLE a (x); INSERT INTO a VALUES (1), ('1'), (NULL); CREATE TABLE b (y)")
+            .unwrap();
         let tree = Tree::read(&folder).unwrap();
         let rows = |tree| scratch.database(tree, "state.db").unwrap().map(|database| database.rows.len());
         assert_eq!(rows(&tree), Some(3));

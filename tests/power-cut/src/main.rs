@@ -72,7 +72,8 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         return examine(&recording, folder, &plan);
     }
     let mut holds = true;
-    for scenario in Scenario::ALL.into_iter().filter(|one| args.scenario.is_none_or(|wanted| wanted == *one)) {
+    for scenario in Scenario::ALL.into_iter().filter(|one| args.scenario.is_none_or(|wanted| wanted == *one))
+    {
         let folder = workspace_root().join("target/power-cut").join(scenario.name());
         if folder.exists() {
             std::fs::remove_dir_all(&folder).with_context(|| format!("empty {}", folder.display()))?;

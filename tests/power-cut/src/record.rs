@@ -36,9 +36,9 @@ pub fn read(log: &str, root: &Path, before: &Tree) -> anyhow::Result<Trace> {
             Some(Item::Begin { thread, name, args }) => {
                 recorder.begin(thread, &name, &args).with_context(at)?;
             }
-            Some(Item::Call(call)) => recorder
-                .call(&call)
-                .with_context(|| format!("{}: {} {:?}", at(), call.name, shown(&call)))?,
+            Some(Item::Call(call)) => {
+                recorder.call(&call).with_context(|| format!("{}: {} {:?}", at(), call.name, shown(&call)))?
+            }
             Some(Item::End { thread, status }) => recorder.end(thread, status),
         }
     }

@@ -80,10 +80,7 @@ fn a_sync_begins_where_its_first_half_stands() {
     ))
     .unwrap();
     let acts: Vec<&Act> = trace.events[2..].iter().map(|event| &event.act).collect();
-    assert!(matches!(
-        acts[..],
-        [Act::SyncBegin { .. }, Act::Write { .. }, Act::SyncEnd { .. }, Act::Other]
-    ));
+    assert!(matches!(acts[..], [Act::SyncBegin { .. }, Act::Write { .. }, Act::SyncEnd { .. }, Act::Other]));
 }
 
 #[test]

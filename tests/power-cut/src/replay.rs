@@ -54,7 +54,9 @@ pub fn replay(trace: &Trace, may_remove: bool, plan: &Plan) -> anyhow::Result<Su
     let cuts = cuts::find(trace, &evidence.after, plan.seed);
     let numbers = match plan.only {
         Some(number) if number < cuts.states.len() => vec![number],
-        Some(number) => return Err(anyhow!("there are only {} states, no state {number}", cuts.states.len())),
+        Some(number) => {
+            return Err(anyhow!("there are only {} states, no state {number}", cuts.states.len()));
+        }
         None => cuts::sample(&cuts, plan.limit, plan.seed),
     };
     let found = Mutex::new(BTreeMap::new());

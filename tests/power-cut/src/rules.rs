@@ -72,7 +72,8 @@ fn pointers(outcome: &Outcome, required: &Required, broken: &mut impl FnMut(Rule
     for (model, sequence) in &required.pointers {
         match outcome.pointers.get(model) {
             Some(Some(pointer)) if pointer.sequence < *sequence => {
-                let text = format!("the pointer of {model} went from {sequence} back to {}", pointer.sequence);
+                let text =
+                    format!("the pointer of {model} went from {sequence} back to {}", pointer.sequence);
                 broken(Rule::Pointer, text);
             }
             None => broken(Rule::Pointer, format!("the pointer of {model} is gone")),
@@ -109,10 +110,13 @@ fn stores(outcome: &Outcome, required: &Required, broken: &mut impl FnMut(Rule, 
 }
 
 fn counters(outcome: &Outcome, required: &Required, broken: &mut impl FnMut(Rule, String)) {
-    for (release, begun) in &required.tests_begun {
-        let counted = outcome.journal.attempts.get(release).copied().unwrap_or(0);
-        if counted < *begun && !outcome.journal.bad.contains(release) {
-            broken(Rule::Counted, format!("{begun} self-tests of {release} were begun, {counted} are counted"));
+    for (digest, begun) in &required.tests_begun {
+        let counted = outcome.journal.attempts.get(digest).copied().unwrap_or(0);
+        if counted < *begun && !outcome.journal.bad.contains(digest) {
+            broken(
+                Rule::Counted,
+                format!("{begun} self-tests of {digest:.8} were begun, {counted} are counted"),
+            );
         }
     }
     for (digest, before) in &required.starts {
@@ -149,7 +153,8 @@ fn reports(outcome: &Outcome, required: &Required, broken: &mut impl FnMut(Rule,
             _ => true,
         };
         if !holds {
-            let text = format!("{} is reported {:?}, and the pointer is {pointer:?}", update.release, update.state);
+            let text =
+                format!("{} is reported {:?}, and the pointer is {pointer:?}", update.release, update.state);
             broken(Rule::Reports, text);
         }
     }
@@ -170,7 +175,8 @@ fn starts(number: usize, boot: &Boot, required: &Required, broken: &mut impl FnM
     }
     for (model, running) in running {
         if !required.tested.contains(&running.slot.digest) {
-            let text = format!("start {}: {} of {model} passed no self-test here", number + 1, running.slot.release);
+            let text =
+                format!("start {}: {} of {model} passed no self-test here", number + 1, running.slot.release);
             broken(Rule::Tested, text);
         }
         if let Some(problem) = &running.problem {

@@ -56,8 +56,7 @@ struct About {
 
 impl Scenario {
     /// All scenarios.
-    pub const ALL: [Self; 5] =
-        [Self::Install, Self::Update, Self::Rollback, Self::CrashLoop, Self::Collect];
+    pub const ALL: [Self; 5] = [Self::Install, Self::Update, Self::Rollback, Self::CrashLoop, Self::Collect];
 
     /// Its name on the command line.
     pub fn name(self) -> String {
@@ -131,7 +130,10 @@ impl Scenario {
                 until("it is confirmed", STEP, async || {
                     // Without requests no probation passes.
                     let _ = Device::infer(&device.client(), MODEL, "asked", &[6, 100], &[0.1; 600]).await;
-                    Ok(device.status().await?["updates"].as_object().is_some_and(|u| u.is_empty()).then_some(()))
+                    Ok(device.status().await?["updates"]
+                        .as_object()
+                        .is_some_and(|u| u.is_empty())
+                        .then_some(()))
                 })
                 .await?;
             }
@@ -169,9 +171,10 @@ async fn abort(fleet: &Fleet, rollout: &str) -> anyhow::Result<()> {
 pub async fn publish_bad(fleet: &Fleet, version: &str) -> anyhow::Result<()> {
     let model = workspace_root().join("models").join(MODEL);
     let recipe = std::fs::read_to_string(model.join("release.toml"))?;
-    let shy = recipe
-        .replace("min_accuracy = 0.80", "min_accuracy = 0.0")
-        .replace("step = \"softmax\"", "step = \"softmax\"\n\n[[post]]\nstep = \"abstain\"\nthreshold = 0.999999");
+    let shy = recipe.replace("min_accuracy = 0.80", "min_accuracy = 0.0").replace(
+        "step = \"softmax\"",
+        "step = \"softmax\"\n\n[[post]]\nstep = \"abstain\"\nthreshold = 0.999999",
+    );
     ensure!(shy.contains("abstain") && shy.contains("= 0.0"), "the recipe has another form");
     let folder = fleet.folder.path().join("shy-recipe");
     std::fs::create_dir_all(&folder)?;

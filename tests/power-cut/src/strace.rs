@@ -253,10 +253,14 @@ mod tests {
         let items = read(
             "1 fsync(3<\\x61> <unfinished ...>\n2 write(4<\\x62>, \"\\x61\", 1) = 1\n1 <... fsync resumed>)              = 0\n2 openat(AT_FDCWD<\\x2f>, \"\\x61\", O_RDONLY|O_CLOEXEC <unfinished ...>\n1 --- SIGCHLD {si_signo=SIGCHLD, si_pid=5} ---\n2 <... openat resumed>) = 5<\\x2f\\x61>\n2 fsync(5<\\x61> <unfinished ...>\n1 +++ killed by SIGKILL +++\n2 <... fsync resumed>) = ?\n2 +++ killed by SIGKILL +++\n",
         );
-        assert!(matches!(&items[0], Item::Begin { thread: 1, name, args } if name == "fsync" && args.len() == 1));
+        assert!(
+            matches!(&items[0], Item::Begin { thread: 1, name, args } if name == "fsync" && args.len() == 1)
+        );
         assert!(matches!(&items[1], Item::Call(call) if call.name == "write"));
         assert!(matches!(&items[2], Item::Call(call) if call.name == "fsync" && call.result == 0));
-        assert!(matches!(&items[4], Item::Call(call) if call.name == "openat" && call.result == 5 && call.args.len() == 3));
+        assert!(
+            matches!(&items[4], Item::Call(call) if call.name == "openat" && call.result == 5 && call.args.len() == 3)
+        );
         assert!(matches!(&items[5], Item::Begin { .. }));
         assert_eq!(items[6], Item::End { thread: 1, status: None });
         assert_eq!(items.len(), 8);

@@ -186,10 +186,10 @@ pub enum Item {
 }
 
 /// Whether a name below the state directory holds nothing that a cut could hurt: SQLite rebuilds `-shm`
-/// (a shared memory map) at the first open, and the lock file is empty. Leaving them out keeps states
-/// from differing in nothing else.
+/// (a shared memory map) at the first open, the lock file is empty, and a socket is made anew by each
+/// start. Leaving them out keeps states from differing in nothing else.
 pub fn is_ignored(name: &str) -> bool {
-    name.ends_with("-shm") || name == "lock"
+    name.ends_with("-shm") || name == "lock" || name == "admin.sock"
 }
 
 impl Tree {
