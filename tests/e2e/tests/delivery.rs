@@ -129,7 +129,15 @@ async fn a_release_that_failed_is_not_tried_again_until_an_operator_insists() {
     let model = workspace_root().join("models").join(MODEL).join("model.onnx");
     fleet.publish_from(&tight_recipe(&fleet), &model, "1.2.0").await.unwrap();
     let code = async |settings: Value| {
-        let rollout = fleet.roll_out_with(&format!("{MODEL}/1.2.0"), &settings).await.unwrap();
+        // The one before is over once the device is back where it was.
+        let rollout = until("the rollout begins", WAIT, async || {
+            match fleet.roll_out_with(&format!("{MODEL}/1.2.0"), &settings).await {
+                Err(error) if error.to_string().contains("rollout.conflict") => Ok(None),
+                begun => begun.map(Some),
+            }
+        })
+        .await
+        .unwrap();
         let ended = fleet.rollout_is(&rollout, "aborted", &[&device]).await.unwrap();
         ended["devices"][0]["error_code"].as_str().unwrap().to_owned()
     };
@@ -163,6 +171,6 @@ async fn a_confirmed_release_that_rots_on_disk_leaves_the_one_before() {
     std::fs::write(&largest, bytes).unwrap();
     device.start().await.unwrap();
     assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.0.0"));
-    let (_, text) = device.cli(&["history", "--limit", "1"]).await.unwrap();
+    let (_, text) = device.cli(&["history", "--limit", "3"]).await.unwrap();
     assert!(text.contains("rolled_back") && text.contains("verify.mismatch"), "{text}");
 }

@@ -113,7 +113,7 @@ impl Scenario {
                 runs(device, "1.0.0").await?;
             }
             Self::CrashLoop => {
-                fleet.roll_out_with("1.1.0", json!({ "probation_seconds": ENDLESS })).await?;
+                fleet.roll_out_with(&format!("{MODEL}/1.1.0"), &json!({ "probation_seconds": ENDLESS })).await?;
                 runs(device, "1.1.0").await?;
                 for _ in 0..=TRIALS {
                     device.kill()?;

@@ -86,7 +86,7 @@ impl Fleet {
     /// # Errors
     /// When the cloud refuses it.
     pub async fn roll_out(&self, version: &str) -> anyhow::Result<String> {
-        self.roll_out_with(version, json!({})).await
+        self.roll_out_with(&format!("{MODEL}/{version}"), &json!({})).await
     }
 
     /// Creates a rollout that watches its wave for `soak_seconds`; its id.
