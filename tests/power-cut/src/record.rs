@@ -399,6 +399,10 @@ impl Recorder {
         let Some(file) = self.file(call.thread, call.args.first().context("no descriptor")?)? else {
             return self.elsewhere(call.thread);
         };
+        if call.args.get(1).is_some_and(|mode| mode == "FALLOC_FL_KEEP_SIZE") {
+            // Room alone: neither bytes nor length.
+            return self.elsewhere(call.thread);
+        }
         ensure!(number(1).is_ok_and(|mode| mode == 0), "an allocation that changes bytes");
         let end = number(2)? + number(3)?;
         let length = self.lengths[file.node.0 as usize].max(u64::try_from(end)?);

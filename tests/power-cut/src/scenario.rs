@@ -19,8 +19,8 @@ use crate::{record, strace};
 const STEP: Duration = Duration::from_secs(60);
 /// A probation or soak that does not end by itself while it is recorded, seconds.
 const ENDLESS: u64 = 600;
-/// Longest string that strace prints whole: more than any write.
-const STRING: &str = "1073741824";
+/// Longest string that strace prints whole: more than any write; a longer one would be refused when read.
+const STRING: &str = "16777216";
 
 /// A scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -214,10 +214,13 @@ impl Recorder {
     /// Waits until the log of an ended agent is whole.
     async fn ended(&self, device: &Device) -> anyhow::Result<()> {
         let process = device.last_process().context("the device never ran")?;
-        let mark = format!("{process} +++ ");
+        let process = process.to_string();
+        let is_end = |line: &str| {
+            line.split_once(' ').is_some_and(|(thread, rest)| thread == process && rest.trim_start().starts_with("+++"))
+        };
         until("the log is whole", STEP, async || {
             let log = std::fs::read_to_string(&self.log)?;
-            Ok(log.lines().any(|line| line.starts_with(&mark)).then_some(()))
+            Ok(log.lines().any(is_end).then_some(()))
         })
         .await
     }
