@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use crate::disk::Disk;
 use crate::look::Scratch;
 use crate::rules::Rule;
+use crate::scenario::Scenario;
 use crate::trace::{Act, Event, Node, Trace};
 
 /// A fault.
@@ -60,6 +61,15 @@ impl Fault {
         Self::CommitsNotSynced,
     ];
 
+    /// The scenario whose recording has a place for it.
+    pub fn scenario(self) -> Scenario {
+        match self {
+            Self::EarlyCollection => Scenario::Collect,
+            Self::TrialCountedLate => Scenario::CrashLoop,
+            _ => Scenario::Update,
+        }
+    }
+
     /// The rule that it must be seen to break.
     pub fn breaks(self) -> Rule {
         match self {
@@ -75,7 +85,7 @@ impl Fault {
         }
     }
 
-    /// Plants it into a recording of an update, or of a crash loop for what happens at a start.
+    /// Plants it into a recording of its scenario.
     ///
     /// # Errors
     /// When the recording has no place for it.
