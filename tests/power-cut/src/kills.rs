@@ -16,7 +16,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::json;
 
 use crate::look::{self, Trusted};
-use crate::scenario::publish_bad;
+use crate::scenario::{publish_bad, publish_patient};
 use crate::trace::Tree;
 
 /// What is rolled out in turn; the last one never passes its probation.
@@ -45,7 +45,7 @@ pub async fn run(count: u32, seed: u64, say: &impl Fn(&str)) -> anyhow::Result<b
     let mut random = StdRng::seed_from_u64(seed);
     let fleet = Fleet::start().await?;
     for version in ["1.0.0", "1.1.0"] {
-        fleet.publish(version).await?;
+        publish_patient(&fleet, version).await?;
     }
     publish_bad(&fleet, "1.2.0").await?;
     let mut device = fleet.device("gw-1", &DeviceOptions::default()).await?;
