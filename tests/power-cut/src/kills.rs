@@ -107,7 +107,9 @@ impl Rollouts {
         }
         let version = VERSIONS[self.begun % VERSIONS.len()];
         self.begun += 1;
-        self.current = Some(fleet.roll_out_with(&format!("{MODEL}/{version}"), &json!({ "deadline_seconds": 30 })).await?);
+        self.current = Some(
+            fleet.roll_out_with(&format!("{MODEL}/{version}"), &json!({ "deadline_seconds": 30 })).await?,
+        );
         Ok(())
     }
 

@@ -276,7 +276,8 @@ mod tests {
         db.execute_batch("CREATE TABLE a (x); INSERT INTO a VALUES (1), ('1'), (NULL); CREATE TABLE b (y)")
             .unwrap();
         let tree = Tree::read(&folder).unwrap();
-        let rows = |tree: &Tree| scratch.database(tree, "state.db").unwrap().map(|database| database.rows.len());
+        let rows =
+            |tree: &Tree| scratch.database(tree, "state.db").unwrap().map(|database| database.rows.len());
         assert_eq!(rows(&tree), Some(3));
         let mut torn = tree.clone();
         torn.0.remove("state.db-wal");

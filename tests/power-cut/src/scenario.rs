@@ -113,7 +113,12 @@ impl Scenario {
                 runs(device, "1.0.0").await?;
             }
             Self::CrashLoop => {
-                fleet.roll_out_with(&format!("{MODEL}/1.1.0"), &json!({ "probation_seconds": ENDLESS, "deadline_seconds": 2 * ENDLESS })).await?;
+                fleet
+                    .roll_out_with(
+                        &format!("{MODEL}/1.1.0"),
+                        &json!({ "probation_seconds": ENDLESS, "deadline_seconds": 2 * ENDLESS }),
+                    )
+                    .await?;
                 runs(device, "1.1.0").await?;
                 for _ in 0..=TRIALS {
                     device.kill()?;
@@ -231,7 +236,8 @@ impl Recorder {
         let process = device.last_process().context("the device never ran")?;
         let process = process.to_string();
         let is_end = |line: &str| {
-            line.split_once(' ').is_some_and(|(thread, rest)| thread == process && rest.trim_start().starts_with("+++"))
+            line.split_once(' ')
+                .is_some_and(|(thread, rest)| thread == process && rest.trim_start().starts_with("+++"))
         };
         until("the log is whole", STEP, async || {
             let log = std::fs::read_to_string(&self.log)?;

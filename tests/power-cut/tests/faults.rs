@@ -28,7 +28,11 @@ fn each_fault_is_caught(scenario: Scenario) {
         let planted = fault.plant(&recording.trace).unwrap_or_else(|error| panic!("{fault:?}: {error:#}"));
         let found = replay(&planted, usize::MAX, Some(fault.breaks()));
         let rules: Vec<Rule> = found.violations.values().flatten().map(|violation| violation.rule).collect();
-        assert!(rules.contains(&fault.breaks()), "{fault:?} is not caught: {rules:?} in {} states", found.examined);
+        assert!(
+            rules.contains(&fault.breaks()),
+            "{fault:?} is not caught: {rules:?} in {} states",
+            found.examined
+        );
     }
 }
 
