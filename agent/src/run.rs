@@ -15,7 +15,7 @@ use crate::identity::{self, Identity};
 use crate::journal::Journal;
 use crate::link::Link;
 use crate::models::{Models, Scheduling};
-use crate::recorder::{self, Plan};
+use crate::recorder::{self, Healths, Plan};
 use crate::runtime::Runtime;
 use crate::settings::{self, Settings};
 use crate::slots::Slots;
@@ -24,7 +24,7 @@ use crate::status::Status;
 use crate::store::{Outbox, Store};
 use crate::transfer::Limits;
 use crate::trust::Trust;
-use crate::update::{Driver, Parts};
+use crate::update::{Driver, Input, Parts};
 use crate::vitals::Vitals;
 use crate::{clock, durable, http, sources};
 
@@ -49,67 +49,8 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
     let identity = identify(&settings).await?;
 
     let (shutdown_sender, shutdown) = watch::channel(false);
-    let store_error = |e: crate::store::StoreError| Fatal::new(ExitCode::Resource, e, unusable);
-    let opened = Store::open(&state_dir, clock::now()).map_err(store_error)?;
-    let (journal, journal_damaged) = Journal::open(&state_dir, clock::now()).map_err(store_error)?;
-    let telemetry = Outbox::open(&state_dir.join("telemetry.db")).map_err(store_error)?;
-    let reports = Outbox::open(&state_dir.join("state.db")).map_err(store_error)?;
-
-    let (committed_sender, committed) = watch::channel(0);
-    let (reported_sender, reported) = watch::channel(0);
-    let (healths_sender, healths) = mpsc::channel(HEALTHS);
-    let plan = Plan {
-        window: Duration::from_secs(settings.telemetry.window_seconds),
-        store_max_bytes: settings.telemetry.store_max_bytes,
-        cases: settings.cases.enabled,
-        case_bytes_per_day: settings.cases.max_bytes_per_day,
-    };
-    let vitals = Vitals::new(state_dir.clone());
-    let runtime = Runtime::default();
-    let recording =
-        recorder::start(opened.store, plan, vitals, runtime.clone(), healths_sender, committed_sender)
-            .context("start the recorder")?;
-    let models = Arc::new(Models::new(scheduling(&settings), recording.recorder.clone(), runtime.clone()));
-    let status = Arc::new(Status::new(identity.device.as_str(), identity.fleet.as_str()));
-
-    let (updates, inbox) = mpsc::channel(INBOX);
-    let zone = Zone::named(&settings.update.time_zone).context("time zone")?;
-    let repository = repository(&settings.update, &identity, zone.clone())?;
-    let parts = Parts {
-        identity: identity.clone(),
-        labels: settings.device.labels.clone(),
-        models: Arc::clone(&models),
-        runtime: runtime.clone(),
-        slots: Slots::new(&state_dir),
-        trust: open_trust(&state_dir),
-        repository,
-        journal,
-        status: Arc::clone(&status),
-        program: std::env::current_exe().context("find own program")?,
-        self_test: Duration::from_secs(settings.update.self_test_seconds),
-        metadata_every: Duration::from_secs(settings.update.metadata_seconds),
-        activation_windows: settings.update.activation_windows.clone(),
-        zone,
-        reported: reported_sender,
-    };
-    let driver = Driver::boot(parts, updates.clone()).await;
-    for damaged in [opened.quarantined, journal_damaged].into_iter().flatten() {
-        tracing::error!(path = %damaged.display(), "a damaged database was moved aside");
-        driver.report(report::Event::Loss { what: damaged.display().to_string(), records: 0 });
-    }
-
-    let link = Link {
-        tls: identity.tls()?,
-        identity,
-        telemetry,
-        reports,
-        committed,
-        reported,
-        recorder: recording.recorder.clone(),
-        updates: updates.clone(),
-        status: Arc::clone(&status),
-        shutdown: shutdown.clone(),
-    };
+    let Started { driver, inbox, healths, updates, models, runtime, status, recording, link } =
+        start(&settings, identity, &shutdown).await?;
     let service = Service {
         models: Arc::clone(&models),
         status,
@@ -143,6 +84,105 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
     }
     tokio::task::spawn_blocking(move || recording.stop()).await.context("stop the recorder")?;
     Ok(())
+}
+
+/// The agent between its stores and the network: everything that is decided from what is on disk is done.
+pub struct Started {
+    /// The update driver, ready to run.
+    pub driver: Driver,
+    /// What it hears.
+    pub inbox: mpsc::Receiver<Input>,
+    /// Closed windows for it.
+    pub healths: mpsc::Receiver<Healths>,
+    /// Tells it something.
+    pub updates: mpsc::Sender<Input>,
+    /// The model table, with what is to run.
+    pub models: Arc<Models>,
+    /// The configuration in force.
+    pub runtime: Runtime,
+    /// What the agent says of itself.
+    pub status: Arc<Status>,
+    /// The recorder.
+    pub recording: recorder::Running,
+    /// The session with the cloud, not begun.
+    pub link: Link,
+}
+
+/// Opens the stores and loads what is to run. This is all that a start does before it needs a network, so
+/// it is also what the power-cut rig runs on the states that a cut may leave.
+///
+/// # Errors
+/// [`Fatal`] when the state directory cannot be used.
+pub async fn start(
+    settings: &Settings,
+    identity: Identity,
+    shutdown: &watch::Receiver<bool>,
+) -> Result<Started, Fatal> {
+    let state_dir = &settings.device.state_dir;
+    let store_error = |e: crate::store::StoreError| {
+        Fatal::new(ExitCode::Resource, e, "check device.state_dir and its permissions")
+    };
+    let opened = Store::open(state_dir, clock::now()).map_err(store_error)?;
+    let (journal, journal_damaged) = Journal::open(state_dir, clock::now()).map_err(store_error)?;
+    let telemetry = Outbox::open(&state_dir.join("telemetry.db")).map_err(store_error)?;
+    let reports = Outbox::open(&state_dir.join("state.db")).map_err(store_error)?;
+
+    let (committed_sender, committed) = watch::channel(0);
+    let (reported_sender, reported) = watch::channel(0);
+    let (healths_sender, healths) = mpsc::channel(HEALTHS);
+    let plan = Plan {
+        window: Duration::from_secs(settings.telemetry.window_seconds),
+        store_max_bytes: settings.telemetry.store_max_bytes,
+        cases: settings.cases.enabled,
+        case_bytes_per_day: settings.cases.max_bytes_per_day,
+    };
+    let vitals = Vitals::new(state_dir.clone());
+    let runtime = Runtime::default();
+    let recording =
+        recorder::start(opened.store, plan, vitals, runtime.clone(), healths_sender, committed_sender)
+            .context("start the recorder")?;
+    let models = Arc::new(Models::new(scheduling(settings), recording.recorder.clone(), runtime.clone()));
+    let status = Arc::new(Status::new(identity.device.as_str(), identity.fleet.as_str()));
+
+    let (updates, inbox) = mpsc::channel(INBOX);
+    let zone = Zone::named(&settings.update.time_zone).context("time zone")?;
+    let repository = repository(&settings.update, &identity, zone.clone())?;
+    let parts = Parts {
+        identity: identity.clone(),
+        labels: settings.device.labels.clone(),
+        models: Arc::clone(&models),
+        runtime: runtime.clone(),
+        slots: Slots::new(state_dir),
+        trust: open_trust(state_dir),
+        repository,
+        journal,
+        status: Arc::clone(&status),
+        program: std::env::current_exe().context("find own program")?,
+        self_test: Duration::from_secs(settings.update.self_test_seconds),
+        metadata_every: Duration::from_secs(settings.update.metadata_seconds),
+        activation_windows: settings.update.activation_windows.clone(),
+        zone,
+        reported: reported_sender,
+    };
+    let driver = Driver::boot(parts, updates.clone()).await;
+    for damaged in [opened.quarantined, journal_damaged].into_iter().flatten() {
+        tracing::error!(path = %damaged.display(), "a damaged database was moved aside");
+        driver.report(report::Event::Loss { what: damaged.display().to_string(), records: 0 });
+    }
+
+    let link = Link {
+        tls: identity.tls()?,
+        identity,
+        telemetry,
+        reports,
+        committed,
+        reported,
+        recorder: recording.recorder.clone(),
+        updates: updates.clone(),
+        status: Arc::clone(&status),
+        shutdown: shutdown.clone(),
+    };
+    Ok(Started { driver, inbox, healths, updates, models, runtime, status, recording, link })
 }
 
 /// The cloud's repository and its mirrors.

@@ -41,7 +41,9 @@ pub struct Device {
     /// `127.0.0.1:PORT` of the service; empty without TCP.
     pub address: String,
     http: reqwest::Client,
+    under: Vec<String>,
     process: Option<Process>,
+    last_process: Option<u32>,
 }
 
 /// An answer to an inference.
@@ -79,6 +81,27 @@ impl Device {
         folder: &Path,
         options: &DeviceOptions,
     ) -> anyhow::Result<Self> {
+        let device = Self::unenrolled(programs, operator, id, folder, options).await?;
+        let enrolment = folder.join("enrolment.json");
+        let output =
+            device.command().arg("enrol").arg(&enrolment).output().context("start farlight-agent")?;
+        if !output.status.success() {
+            bail!("enrol {id}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(device)
+    }
+
+    /// A device with an enrolment file, which it uses at its first start.
+    ///
+    /// # Errors
+    /// When the operator cannot make the file.
+    pub async fn unenrolled(
+        programs: &Programs,
+        operator: &Operator,
+        id: &str,
+        folder: &Path,
+        options: &DeviceOptions,
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let enrolment = folder.join("enrolment.json");
         let out = enrolment.display().to_string();
@@ -95,7 +118,7 @@ impl Device {
             options.extra,
         );
         std::fs::write(folder.join("agent.toml"), config)?;
-        let device = Self {
+        Ok(Self {
             program: programs.agent.clone(),
             id: id.to_owned(),
             http: reqwest::Client::builder()
@@ -104,18 +127,17 @@ impl Device {
                 .build()?,
             folder: folder.to_path_buf(),
             address,
+            under: Vec::new(),
             process: None,
-        };
-        let output =
-            device.command().arg("enrol").arg(&enrolment).output().context("start farlight-agent")?;
-        if !output.status.success() {
-            bail!("enrol {id}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(device)
+            last_process: None,
+        })
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+        self.configured(Command::new(&self.program))
+    }
+
+    fn configured(&self, mut command: Command) -> Command {
         command.arg("--config").arg(self.folder.join("agent.toml")).env("RUST_LOG", "info");
         command
     }
@@ -125,16 +147,52 @@ impl Device {
         &self.folder
     }
 
+    /// Where it keeps everything.
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.join("state")
+    }
+
+    /// Starts the agent under another program from now on, such as a recorder of system calls. It must
+    /// leave the agent in the process that it was started in.
+    pub fn run_under(&mut self, program_and_arguments: Vec<String>) {
+        self.under = program_and_arguments;
+    }
+
+    /// Process id of the agent, also after its end; `None` before its first start.
+    pub fn last_process(&self) -> Option<u32> {
+        self.last_process
+    }
+
     /// Sends its traffic through proxies from now on (before it runs): a network that can be cut.
     ///
     /// # Errors
     /// When its identity cannot be changed.
     pub fn go_through(&self, mqtt: &Proxy, https: &Proxy) -> anyhow::Result<()> {
-        let path = self.folder.join("state/identity.json");
+        let path = self.state_dir().join("identity.json");
         let mut identity: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
         identity["mqtt"] = json!({ "host": "127.0.0.1", "port": mqtt.port() });
         identity["repository"] = json!(format!("https://127.0.0.1:{}/repo/", https.port()));
         std::fs::write(&path, serde_json::to_vec(&identity)?)?;
+        Ok(())
+    }
+
+    /// Starts the agent without waiting for anything.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch(&mut self) -> anyhow::Result<()> {
+        let mut command = match self.under.split_first() {
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(&self.program);
+                self.configured(command)
+            }
+            None => self.command(),
+        };
+        command.arg("run");
+        let process = Process::start(&self.id, &mut command, &self.folder.join("agent.log"))?;
+        self.last_process = Some(process.id());
+        self.process = Some(process);
         Ok(())
     }
 
@@ -143,10 +201,16 @@ impl Device {
     /// # Errors
     /// When it does not.
     pub async fn start(&mut self) -> anyhow::Result<()> {
-        let mut command = self.command();
-        command.arg("run");
+        self.launch()?;
+        self.answers().await
+    }
+
+    /// Waits until the agent answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn answers(&mut self) -> anyhow::Result<()> {
         let log = self.folder.join("agent.log");
-        self.process = Some(Process::start(&self.id, &mut command, &log)?);
         let what = format!("{} answers (see {})", self.id, log.display());
         crate::until(&what, Duration::from_secs(30), async || {
             if let Some(process) = &mut self.process
@@ -205,6 +269,19 @@ impl Device {
         let body = json!({ "holder": holder, "seconds": 60 }).to_string();
         let request = self.http.request(method, "http://agent/farlight/lock").body(body);
         Ok(request.send().await?.status().as_u16())
+    }
+
+    /// What `farlight-agent status --json` prints.
+    ///
+    /// # Errors
+    /// When it fails or prints something else.
+    pub async fn status_of_command(&self) -> anyhow::Result<Value> {
+        let mut command = tokio::process::Command::from(self.command());
+        let output = command.args(["status", "--json"]).output().await.context("start farlight-agent")?;
+        if !output.status.success() {
+            bail!("status: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        serde_json::from_slice(&output.stdout).context("understand the status")
     }
 
     /// The version that runs, if any.

@@ -72,12 +72,21 @@ impl Fleet {
         Ok(device)
     }
 
+    /// A device that enrols itself at its first start; it does not run yet.
+    ///
+    /// # Errors
+    /// When its enrolment file cannot be made.
+    pub async fn unenrolled(&self, id: &str, options: &DeviceOptions) -> anyhow::Result<Device> {
+        let folder = self.folder.path().join(id);
+        Device::unenrolled(&self.programs, &self.operator, id, &folder, options).await
+    }
+
     /// Creates a rollout to all devices; its id.
     ///
     /// # Errors
     /// When the cloud refuses it.
     pub async fn roll_out(&self, version: &str) -> anyhow::Result<String> {
-        self.roll_out_soaking(version, 0).await
+        self.roll_out_with(&format!("{MODEL}/{version}"), &json!({})).await
     }
 
     /// Creates a rollout that watches its wave for `soak_seconds`; its id.

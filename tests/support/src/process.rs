@@ -72,6 +72,10 @@ impl Process {
         Ok(Self { child, what: what.to_owned() })
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn stdout(&mut self) -> anyhow::Result<std::process::ChildStdout> {
         self.child.stdout.take().with_context(|| format!("{} has no output left", self.what))
     }
