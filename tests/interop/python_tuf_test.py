@@ -36,7 +36,10 @@ class Server(BaseHTTPRequestHandler):
         self.send_response(404 if data is None else 200)
         self.send_header("Content-Length", str(len(data or b"")))
         self.end_headers()
-        self.wfile.write(data or b"")
+        try:
+            self.wfile.write(data or b"")
+        except ConnectionError:
+            pass  # The client had read as much as it takes.
 
     def log_message(self, *_):
         pass

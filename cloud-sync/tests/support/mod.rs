@@ -386,6 +386,11 @@ pub async fn publish(cloud: &TestCloud, version: &str) -> String {
     targets.version += 1;
     targets.add(format!("{release}.json"), &manifest);
     let targets = signer::sign(&targets, &[&key]).unwrap();
-    registry.publish(targets, manifest, "test").await.unwrap();
+    let change = farlight_cloud::registry::Change {
+        targets: Some(targets),
+        release: Some(manifest),
+        ..Default::default()
+    };
+    registry.publish(change, "test").await.unwrap();
     release
 }
