@@ -2,7 +2,7 @@
 //! what it meant: something counts as relied upon as soon as the thread that wrote it does anything but
 //! sync it, because from then on others may have acted on it.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use farlight_device::pointer::Pointer;
@@ -60,8 +60,9 @@ struct Follower<'a> {
     owed: Vec<(u32, Owed)>,
     /// Rows of each database as processes see them.
     visible: BTreeMap<String, Arc<Rows>>,
-    /// The thread and node of a frame header that ends a transaction: its page comes next.
-    committing: Option<(u32, Node)>,
+    /// By thread the node whose frame header that ends a transaction it wrote: its page comes next. Two
+    /// threads may commit to two databases at once.
+    committing: HashMap<u32, Node>,
     /// Releases (digests) on trial when the current life began, until its first look at them.
     on_trial: HashSet<String>,
     agent: u32,
@@ -80,7 +81,7 @@ pub fn find(trace: &Trace, may_remove: bool, scratch: &Scratch) -> anyhow::Resul
         now: Required::default(),
         owed: Vec::new(),
         visible: BTreeMap::new(),
-        committing: None,
+        committing: HashMap::new(),
         on_trial: HashSet::new(),
         agent: 0,
         testing: BTreeMap::new(),
@@ -207,10 +208,13 @@ impl Follower<'_> {
     fn wrote(&mut self, thread: u32, node: Node, offset: u64, bytes: &[u8]) -> anyhow::Result<()> {
         if bytes.len() == 24 && offset >= 32 {
             let size = u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-            self.committing = (size != 0).then_some((thread, node));
+            match size {
+                0 => self.committing.remove(&thread),
+                _ => self.committing.insert(thread, node),
+            };
             return Ok(());
         }
-        if self.committing.take() != Some((thread, node)) {
+        if self.committing.remove(&thread) != Some(node) {
             return Ok(());
         }
         let tree = self.disk.visible();
