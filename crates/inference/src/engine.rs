@@ -59,25 +59,29 @@ impl Engine {
         Ok(Self { plan, shape: batched })
     }
 
-    /// A state for one worker; states share the plan and its weights.
+    /// What one worker runs with; workers share the plan and its weights.
     pub(crate) fn state(&self) -> Result<EngineState, EngineError> {
-        let state = self.plan.spawn().map_err(|e| EngineError::Load(format!("{e:#}")))?;
-        Ok(EngineState { state, shape: self.shape.clone() })
+        // A graph whose states cannot be made is found when it is loaded, not at the first request.
+        self.plan.spawn().map_err(|e| EngineError::Load(format!("{e:#}")))?;
+        Ok(EngineState { plan: Arc::clone(&self.plan), shape: self.shape.clone() })
     }
 }
 
 /// What one worker needs to run a graph.
 pub(crate) struct EngineState {
-    state: TypedSimpleState,
+    plan: Arc<TypedSimplePlan>,
     shape: Vec<usize>,
 }
 
 impl EngineState {
     /// Runs one item and writes the flattened output into `out`.
     pub(crate) fn run(&mut self, input: &[f32], out: &mut Vec<f32>) -> Result<(), EngineError> {
-        let state = &mut self.state;
-        let shape = &self.shape;
+        let (plan, shape) = (&self.plan, &self.shape);
         guarded(|| -> TractResult<()> {
+            // A state of its own for each run: tract keeps scratch space for a state on every thread that it ever
+            // ran on, and a state that ends gives back only that of the thread where it ends. Workers are passed
+            // from thread to thread, so states that last would leak with each release that is swapped in.
+            let mut state = plan.spawn()?;
             let tensor = Tensor::from_shape(shape, input)?;
             let outputs = state.run(tvec!(tensor.into()))?;
             let values = outputs[0].try_as_plain_ram()?;

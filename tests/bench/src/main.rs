@@ -48,6 +48,7 @@ const BENCHES: [(&str, &str); 2] = [
 ];
 
 fn main() -> ExitCode {
+    farlight_test_support::init();
     let args = Args::parse();
     let mut printer = Printer::new(args.json);
     let done = match &args.bench {
