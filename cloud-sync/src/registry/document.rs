@@ -57,7 +57,6 @@ impl Plain {
     }
 }
 
-
 /// Which release a document says it is, before anything is verified.
 pub(super) fn claimed(bytes: &[u8]) -> Option<ReleaseId> {
     #[derive(serde::Deserialize)]

@@ -1,5 +1,6 @@
 //! What the gate looks at: windows that came in since the rollout began, of the new release and, from
-//! the same fleet at the same time, of everything else of the model.
+//! the same fleet at the same time, of everything else of the model (or of the devices without it, when the
+//! release is a configuration).
 
 use farlight_fleet::gate::{Evidence, Verdict, judge};
 use sqlx::Row;
@@ -23,39 +24,44 @@ enum Group {
 }
 
 async fn evidence(store: &Store, rollout: &Rollout, group: Group) -> Result<Evidence, StoreError> {
-    let (sums, latencies) = match group {
-        Group::Updated => (
-            "SELECT CAST(COALESCE(SUM(ok), 0) AS BIGINT), CAST(COALESCE(SUM(failed), 0) AS BIGINT), \
-             CAST(COALESCE(SUM(non_finite), 0) AS BIGINT), COUNT(*) FROM model_windows AS w \
-             JOIN devices AS d ON d.id = w.device \
-             WHERE d.fleet = $1 AND w.model = $2 AND w.release = $3 AND w.received >= $4",
-            "SELECT p50_us, p95_us FROM model_windows AS w JOIN devices AS d ON d.id = w.device \
-             WHERE d.fleet = $1 AND w.model = $2 AND w.release = $3 AND w.received >= $4 AND w.ok > 0 \
-             ORDER BY w.received DESC LIMIT $5",
+    let plan = &rollout.settings.plan;
+    let is_config = plan.release.model.as_str() == farlight_release::config::NAME;
+    // A configuration answers no requests: what counts is what all models do under it, on the devices that
+    // have it and on those that do not.
+    let (from, among) = match (group, is_config) {
+        (Group::Updated, false) => ("w.model = $2 AND w.release = $3", plan.release.model.as_str()),
+        (Group::Control, false) => ("w.model = $2 AND w.release <> $3", plan.release.model.as_str()),
+        (Group::Updated, true) => (
+            "w.release <> $3 AND EXISTS (SELECT 1 FROM rollout_devices AS r WHERE r.rollout = $2 \
+             AND r.device = w.device AND r.assigned <= w.received)",
+            plan.id.as_str(),
         ),
-        Group::Control => (
-            "SELECT CAST(COALESCE(SUM(ok), 0) AS BIGINT), CAST(COALESCE(SUM(failed), 0) AS BIGINT), \
-             CAST(COALESCE(SUM(non_finite), 0) AS BIGINT), COUNT(*) FROM model_windows AS w \
-             JOIN devices AS d ON d.id = w.device \
-             WHERE d.fleet = $1 AND w.model = $2 AND w.release <> $3 AND w.received >= $4",
-            "SELECT p50_us, p95_us FROM model_windows AS w JOIN devices AS d ON d.id = w.device \
-             WHERE d.fleet = $1 AND w.model = $2 AND w.release <> $3 AND w.received >= $4 AND w.ok > 0 \
-             ORDER BY w.received DESC LIMIT $5",
+        (Group::Control, true) => (
+            "w.release <> $3 AND w.device NOT IN (SELECT device FROM rollout_devices WHERE rollout = $2)",
+            plan.id.as_str(),
         ),
     };
-    let release = rollout.settings.plan.release.to_string();
-    let model = rollout.settings.plan.release.model.as_str();
-    let row = sqlx::query(sums)
+    let from = format!(
+        "FROM model_windows AS w JOIN devices AS d ON d.id = w.device WHERE d.fleet = $1 AND {from} \
+         AND w.received >= $4"
+    );
+    let sums = format!(
+        "SELECT CAST(COALESCE(SUM(ok), 0) AS BIGINT), CAST(COALESCE(SUM(failed), 0) AS BIGINT), \
+         CAST(COALESCE(SUM(non_finite), 0) AS BIGINT), COUNT(*) {from}"
+    );
+    let latencies = format!("SELECT p50_us, p95_us {from} AND w.ok > 0 ORDER BY w.received DESC LIMIT $5");
+    let release = plan.release.to_string();
+    let row = sqlx::query(sqlx::AssertSqlSafe(sums))
         .bind(rollout.settings.fleet.as_str())
-        .bind(model)
+        .bind(among)
         .bind(&release)
         .bind(int(rollout.created.0))
         .fetch_one(store.reader())
         .await
         .during("sum up the evidence of a rollout")?;
-    let windows = sqlx::query(latencies)
+    let windows = sqlx::query(sqlx::AssertSqlSafe(latencies))
         .bind(rollout.settings.fleet.as_str())
-        .bind(model)
+        .bind(among)
         .bind(&release)
         .bind(int(rollout.created.0))
         .bind(LATENCY_WINDOWS)

@@ -390,9 +390,10 @@ fn releases(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     );
 
     let (huge, told) = signed(&vec![b' '; MAX_MANIFEST as usize + 1])?;
-    let mut fixture = at("oversized-manifest", "a manifest of more than four megabytes", "manifest.too_large")
-        .with(&huge, honest)
-        .told(told);
+    let mut fixture =
+        at("oversized-manifest", "a manifest of more than four megabytes", "manifest.too_large")
+            .with(&huge, honest)
+            .told(told);
     // Not kept in full: the server makes it up, so that it is as long as announced.
     let path = target_path("m/1.1.0.json", &vec![b' '; MAX_MANIFEST as usize + 1]);
     fixture.files.remove(&path);

@@ -174,3 +174,75 @@ async fn a_confirmed_release_that_rots_on_disk_leaves_the_one_before() {
     let (_, text) = device.cli(&["history", "--limit", "3"]).await.unwrap();
     assert!(text.contains("rolled_back") && text.contains("verify.mismatch"), "{text}");
 }
+
+/// Builds a configuration release from settings, signs and publishes it.
+async fn publish_config(fleet: &Fleet, version: &str, settings: &str) {
+    let folder = fleet.folder.path().join(format!("config-{version}"));
+    let file = folder.with_extension("toml");
+    std::fs::write(&file, settings).unwrap();
+    let (file, out) = (file.display().to_string(), folder.display().to_string());
+    fleet.operator.run(&["config", "build", &file, "--version", version, "--out", &out]).await.unwrap();
+    fleet.operator.publish(&folder).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_is_rolled_out_and_taken_back_like_a_model() {
+    let (fleet, device) = begun().await;
+    publish_config(&fleet, "1.0.0", "[flags]\nnew-screen = true\nlimit = 2.5\n").await;
+    let rollout = fleet.roll_out_with("config/1.0.0", &json!({})).await.unwrap();
+    fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
+    assert_eq!(device.status().await.unwrap()["config"], "config/1.0.0");
+    let flags: Value =
+        device.client().get("http://agent/farlight/flags").send().await.unwrap().json().await.unwrap();
+    assert_eq!(flags, json!({ "new-screen": true, "limit": 2.5 }));
+    // One that withholds every answer is taken back by the device itself.
+    publish_config(&fleet, "1.1.0", &format!("[models.{MODEL}]\nabstain_below = 1.0\n")).await;
+    let rollout = fleet.roll_out_with("config/1.1.0", &json!({ "min_requests": 1000 })).await.unwrap();
+    let ended = fleet.rollout_is(&rollout, "aborted", &[&device]).await.unwrap();
+    assert_eq!(ended["devices"][0]["error_code"], "probation.abstains", "{ended}");
+    let status = device.status().await.unwrap();
+    assert_eq!(status["config"], "config/1.0.0", "{status}");
+    // The kill switch of one model: a clear refusal, and the model stays loaded.
+    publish_config(&fleet, "1.2.0", &format!("[models.{MODEL}]\ndisabled = true\n")).await;
+    fleet
+        .operator
+        .run(&["rollout", "create", "config/1.2.0", "--probation", "1", "--min-requests", "0"])
+        .await
+        .unwrap();
+    until("requests are refused", WAIT, async || {
+        let answer = Device::infer(&device.client(), MODEL, "a", &[6, 100], &[0.1; 600]).await;
+        let refused = matches!(&answer, Err(farlight_test_support::InferFailure::Refused(503, text)) if text.contains("switched off"));
+        Ok(refused.then_some(()))
+    })
+    .await
+    .unwrap();
+    assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.0.0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_without_a_network_installs_from_a_stick() {
+    let (fleet, mut device) = begun().await;
+    let stick = fleet.folder.path().join("stick");
+    let release = format!("{MODEL}/1.1.0");
+    let out = stick.display().to_string();
+    let made = fleet.operator.run(&["release", "export", &release, "--out", &out]).await.unwrap();
+    assert!(made["expires"].as_u64().is_some(), "{made}");
+    let mut cloud = fleet.cloud;
+    cloud.kill().unwrap();
+    let (ok, text) = device.cli(&["install", &out, "--probation", "1"]).await.unwrap();
+    assert!(ok && text.contains(&format!("{release} confirmed")), "{text}");
+    assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.1.0"));
+    // What the cloud said before does not undo it, also after a restart.
+    device.kill().unwrap();
+    device.start().await.unwrap();
+    cloud.restart().await.unwrap();
+    until("the device is connected again", WAIT, async || {
+        Ok((device.status().await?["connected"] == true).then_some(()))
+    })
+    .await
+    .unwrap();
+    assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.1.0"));
+    // A changed file on the stick is refused with its code, and the hint says what to do.
+    let (ok, text) = device.cli(&["install", "/nowhere"]).await.unwrap();
+    assert!(!ok && text.contains("farlight release export"), "{text}");
+}

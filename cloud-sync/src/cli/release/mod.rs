@@ -4,6 +4,7 @@
 mod build;
 pub(super) mod bundle;
 mod delta;
+mod export;
 mod publish;
 pub mod recipe;
 mod sign;
@@ -26,6 +27,8 @@ pub enum Command {
     Sign(sign::Args),
     /// Upload a signed bundle; doing it again changes nothing
     Publish(publish::Args),
+    /// Write a folder from which a device without a network installs releases
+    Export(export::Args),
     /// List the releases
     List {
         /// Only those of this model
@@ -44,6 +47,7 @@ pub(super) async fn run(command: Command, context: &Context) -> Result<(), CliEr
         Command::Build(args) => build::run(&args, context),
         Command::Sign(args) => sign::run(&args, context).await,
         Command::Publish(args) => publish::run(&args, context).await,
+        Command::Export(args) => export::run(&args, context).await,
         Command::List { model } => list(model.as_deref(), context).await,
         Command::Show { release } => show(&release, context).await,
     }

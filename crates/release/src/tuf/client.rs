@@ -365,4 +365,9 @@ impl Client {
         fresh(&**snapshot, now)?;
         fresh(&**targets, now)
     }
+
+    /// When the timestamp that is trusted expires: how long an offline copy of this state is taken.
+    pub fn timestamp_expires(&self) -> Option<Millis> {
+        self.timestamp.as_ref().map(|held| held.document.expires)
+    }
 }
