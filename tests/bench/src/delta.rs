@@ -18,6 +18,9 @@ use crate::report::{Goal, Printer, Report};
 use baselines::Python;
 use pairs::Pair;
 
+/// What `--only` calls the measurement of memory.
+const MEMORY: &str = "memory";
+
 /// Arguments of `bench delta`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -37,9 +40,13 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     if python.is_none() {
         printer.note("HDiffPatch is not installed and left out: see tests/bench/fetch-pypi");
     }
-    let mut pairs = pairs::trained(printer)?;
-    if let Some(folder) = &args.pypi {
-        pairs.extend(pypi::pairs(folder)?);
+    let mut pairs = Vec::new();
+    // Training takes its time and is not needed for a model of made-up weights.
+    if args.only != MEMORY {
+        pairs = pairs::trained(printer)?;
+        if let Some(folder) = &args.pypi {
+            pairs.extend(pypi::pairs(folder)?);
+        }
     }
     for pair in pairs.iter().filter(|pair| pair.name.contains(&args.only)) {
         if let Some(folder) = &args.keep {
@@ -47,7 +54,7 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
         }
         printer.print(&compare(pair, python.as_ref())?)?;
     }
-    if "memory".contains(&args.only) {
+    if MEMORY.contains(&args.only) {
         for report in memory::measure()? {
             printer.print(&report)?;
         }
