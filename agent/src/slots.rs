@@ -68,7 +68,7 @@ pub struct Slots {
 #[derive(Debug)]
 pub enum Opened {
     /// A model.
-    Model(Whole),
+    Model(Box<Whole>),
     /// A configuration.
     Config(Verified<ConfigManifest>),
 }
@@ -223,7 +223,7 @@ impl Slots {
 
 fn open_either(model: &ModelName, folder: &Path, digest: &str) -> Result<Opened, SlotError> {
     if model.as_str() != config::NAME {
-        return open_folder(folder, digest).map(Opened::Model);
+        return open_folder(folder, digest).map(|whole| Opened::Model(Box::new(whole)));
     }
     let bytes = read_manifest(folder, digest)?;
     let fail = |source| SlotError::Manifest { digest: digest.to_owned(), source };

@@ -42,16 +42,16 @@ struct InstallRequest {
 }
 
 /// Clients of a gateway often send no content type: the body alone counts.
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Response> {
-    serde_json::from_slice(body).map_err(|error| refuse(StatusCode::BAD_REQUEST, error))
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response>> {
+    serde_json::from_slice(body).map_err(|error| Box::new(refuse(StatusCode::BAD_REQUEST, error)))
 }
 
 /// Hands a question to the driver and waits for its answer.
 async fn ask<T>(
     service: &Service,
     question: impl FnOnce(oneshot::Sender<T>) -> Local,
-) -> Result<T, Response> {
-    let gone = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping");
+) -> Result<T, Box<Response>> {
+    let gone = || Box::new(refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping"));
     let (reply, answer) = oneshot::channel();
     service.updates.send(Input::Local(question(reply))).await.map_err(|_| gone())?;
     answer.await.map_err(|_| gone())
@@ -66,7 +66,7 @@ pub(super) async fn flags(State(service): State<Service>) -> Response {
 pub(super) async fn lock(State(service): State<Service>, body: Bytes) -> Response {
     let request: LockRequest = match read(&body) {
         Ok(request) => request,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     if request.holder.is_empty() {
         return refuse(StatusCode::BAD_REQUEST, "holder: say who holds the lock");
@@ -76,7 +76,7 @@ pub(super) async fn lock(State(service): State<Service>, body: Bytes) -> Respons
     match ask(&service, |reply| Local::Lock { holder, duration, reply }).await {
         Ok(Ok(until)) => Json(json!({ "until": until })).into_response(),
         Ok(Err(held)) => refuse(StatusCode::CONFLICT, held),
-        Err(response) => response,
+        Err(response) => *response,
     }
 }
 
@@ -84,12 +84,12 @@ pub(super) async fn lock(State(service): State<Service>, body: Bytes) -> Respons
 pub(super) async fn unlock(State(service): State<Service>, body: Bytes) -> Response {
     let request: LockRequest = match read(&body) {
         Ok(request) => request,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     match ask(&service, |reply| Local::Unlock { holder: request.holder, reply }).await {
         Ok(Ok(())) => Json(json!({})).into_response(),
         Ok(Err(held)) => refuse(StatusCode::CONFLICT, held),
-        Err(response) => response,
+        Err(response) => *response,
     }
 }
 
@@ -97,7 +97,7 @@ pub(super) async fn unlock(State(service): State<Service>, body: Bytes) -> Respo
 pub(super) async fn install(State(service): State<Service>, body: Bytes) -> Response {
     let request: InstallRequest = match read(&body) {
         Ok(request) => request,
-        Err(response) => return response,
+        Err(response) => return *response,
     };
     let duration = Millis::from_secs(request.probation_seconds);
     let policy = Policy { duration, min_requests: request.min_requests };
@@ -109,6 +109,6 @@ pub(super) async fn install(State(service): State<Service>, body: Bytes) -> Resp
                 "hint": failure.code.hint() });
             (StatusCode::CONFLICT, Json(body)).into_response()
         }
-        Err(response) => response,
+        Err(response) => *response,
     }
 }

@@ -96,9 +96,9 @@ impl Driver {
         });
     }
 
-    fn staged(&self, name: &ModelName) -> Result<Slot, Done> {
+    fn staged(&self, name: &ModelName) -> Result<Slot, Failure> {
         let staged = self.models.get(name).and_then(|model| model.staged.clone());
-        staged.ok_or_else(|| Done::Failed(Failure::new(Code::VerifyMismatch, "nothing is staged")))
+        staged.ok_or_else(|| Failure::new(Code::VerifyMismatch, "nothing is staged"))
     }
 
     pub(super) fn spawn_verify(&mut self, name: &ModelName) {
@@ -106,7 +106,7 @@ impl Driver {
         self.spawn(name, async move {
             let slot = match staged {
                 Ok(slot) => slot,
-                Err(done) => return done,
+                Err(failure) => return Done::Failed(failure),
             };
             blocking(move || match slots.open(&slot) {
                 Ok(_) => Done::Verified,
@@ -122,7 +122,7 @@ impl Driver {
         self.spawn(name, async move {
             let slot = match staged {
                 Ok(slot) => slot,
-                Err(done) => return done,
+                Err(failure) => return Done::Failed(failure),
             };
             if super::is_config(&slot.release.model) {
                 // It holds settings only: what reading and checking it can find was found by verifying it.
@@ -142,7 +142,7 @@ impl Driver {
         self.spawn(name, async move {
             let slot = match staged {
                 Ok(slot) => slot,
-                Err(done) => return done,
+                Err(failure) => return Done::Failed(failure),
             };
             blocking(move || match load(&slots, &slot, &models) {
                 Ok(Ready::Model(loaded)) => Done::ShadowReady(loaded, policy),
@@ -161,7 +161,7 @@ impl Driver {
         self.spawn(name, async move {
             let slot = match staged {
                 Ok(slot) => slot,
-                Err(done) => return done,
+                Err(failure) => return Done::Failed(failure),
             };
             blocking(move || match load(&slots, &slot, &models) {
                 Ok(loaded) => Done::Loaded(loaded),

@@ -12,7 +12,7 @@ use serde::Serialize;
 #[derive(Debug, Clone)]
 pub enum Document {
     /// Of a model.
-    Model(Verified<Manifest>),
+    Model(Box<Verified<Manifest>>),
     /// A configuration.
     Config(Verified<ConfigManifest>),
 }
@@ -75,7 +75,7 @@ impl Document {
         if release.model.as_str() == config::NAME {
             role.verify_config(release, bytes).map(Self::Config)
         } else {
-            role.verify_manifest(release, bytes).map(Self::Model)
+            role.verify_manifest(release, bytes).map(|manifest| Self::Model(Box::new(manifest)))
         }
     }
 
@@ -114,7 +114,7 @@ impl Document {
     /// The manifest, where it is a model's.
     pub fn into_manifest(self) -> Option<Verified<Manifest>> {
         match self {
-            Self::Model(manifest) => Some(manifest),
+            Self::Model(manifest) => Some(*manifest),
             Self::Config(_) => None,
         }
     }
@@ -122,7 +122,7 @@ impl Document {
     /// As JSON.
     pub fn into_plain(self) -> Plain {
         match self {
-            Self::Model(manifest) => Plain::Model(Box::new(manifest.into_inner())),
+            Self::Model(manifest) => Plain::Model(Box::new((*manifest).into_inner())),
             Self::Config(config) => Plain::Config(config.into_inner()),
         }
     }
