@@ -70,7 +70,7 @@ pub enum Opened {
     /// A model.
     Model(Box<Whole>),
     /// A configuration.
-    Config(Verified<ConfigManifest>),
+    Config(Box<Verified<ConfigManifest>>),
 }
 
 /// A model's slot whose every byte was hashed.
@@ -227,7 +227,7 @@ fn open_either(model: &ModelName, folder: &Path, digest: &str) -> Result<Opened,
     }
     let bytes = read_manifest(folder, digest)?;
     let fail = |source| SlotError::Manifest { digest: digest.to_owned(), source };
-    ConfigManifest::reopen(&bytes, digest).map(Opened::Config).map_err(fail)
+    ConfigManifest::reopen(&bytes, digest).map(|config| Opened::Config(Box::new(config))).map_err(fail)
 }
 
 fn read_manifest(folder: &Path, digest: &str) -> Result<Vec<u8>, SlotError> {

@@ -258,7 +258,7 @@ pub(super) fn load(slots: &Slots, slot: &Slot, models: &Models) -> Result<Ready,
     let opened = slots.open(slot).map_err(|error| Failure::new(Code::VerifyMismatch, error.to_string()))?;
     match opened {
         Opened::Config(config) => {
-            Ok(Ready::Config(ConfigSlot { slot: slot.clone(), runtime: config.into_inner().runtime }))
+            Ok(Ready::Config(ConfigSlot { slot: slot.clone(), runtime: (*config).into_inner().runtime }))
         }
         Opened::Model(whole) => {
             let loaded = Loaded::new(slot.clone(), &whole.manifest, &whole.model, models.scheduling());

@@ -14,7 +14,7 @@ pub enum Document {
     /// Of a model.
     Model(Box<Verified<Manifest>>),
     /// A configuration.
-    Config(Verified<ConfigManifest>),
+    Config(Box<Verified<ConfigManifest>>),
 }
 
 /// A document as JSON, whichever it is.
@@ -73,7 +73,7 @@ impl Document {
     /// [`VerifyError`] saying what does not hold.
     pub fn verify(role: &Verified<Targets>, release: &ReleaseId, bytes: &[u8]) -> Result<Self, VerifyError> {
         if release.model.as_str() == config::NAME {
-            role.verify_config(release, bytes).map(Self::Config)
+            role.verify_config(release, bytes).map(|config| Self::Config(Box::new(config)))
         } else {
             role.verify_manifest(release, bytes).map(|manifest| Self::Model(Box::new(manifest)))
         }
@@ -123,7 +123,7 @@ impl Document {
     pub fn into_plain(self) -> Plain {
         match self {
             Self::Model(manifest) => Plain::Model(Box::new((*manifest).into_inner())),
-            Self::Config(config) => Plain::Config(config.into_inner()),
+            Self::Config(config) => Plain::Config((*config).into_inner()),
         }
     }
 }

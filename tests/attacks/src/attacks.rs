@@ -14,11 +14,14 @@ use crate::fixture::{Attack, Delivery, Fixture, HONEST, table};
 use crate::models::{self, Parts};
 use crate::world::{DEVICE, FAR, PAST, World, key, target_path};
 
+/// Files by their path.
+type Files<P> = BTreeMap<P, Vec<u8>>;
+
 /// The fixtures, and all files of `models/fixtures`.
 ///
 /// # Errors
 /// When one cannot be made.
-pub fn all() -> anyhow::Result<(Vec<Fixture>, BTreeMap<PathBuf, Vec<u8>>)> {
+pub fn all() -> anyhow::Result<(Vec<Fixture>, Files<PathBuf>)> {
     let honest = World::honest()?;
     let mut fixtures = Vec::new();
     fixtures.extend(metadata(&honest)?);
@@ -296,7 +299,7 @@ fn releases(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     let (world, told) = with_release(honest, &good, &json!({}))?;
     let mut all = Vec::new();
 
-    let change = |change: &dyn Fn(&mut BTreeMap<String, Vec<u8>>)| {
+    let change = |change: &dyn Fn(&mut Files<String>)| {
         let mut world = world.clone();
         change(&mut world.files);
         world

@@ -101,7 +101,7 @@ impl Change {
         }
     }
 
-    fn apply(&self, part: Part, bodies: &mut Vec<Body>) {
+    fn apply(&self, part: Part, bodies: &mut [Body]) {
         match self {
             Self::Name { folder, name, node } => set_name(bodies, *folder, name, *node),
             Self::Move { from, to, node } => {

@@ -96,7 +96,7 @@ impl Fault {
         let mut changed = trace.clone();
         match self {
             Self::FilesNotSynced => {
-                let blobs = |node: Node| paths.file(node).is_some_and(|path| is_blob(path));
+                let blobs = |node: Node| paths.file(node).is_some_and(is_blob);
                 drop_syncs(&mut changed, 0..trace.events.len(), blobs)?;
             }
             Self::SlotNotSynced => {
@@ -105,8 +105,7 @@ impl Fault {
             }
             Self::ModelFolderNotSynced => {
                 // Up to the pointer's move: what is synced for the pointer comes too late for the release.
-                let slot =
-                    position(trace, 0, |event| is_slot_move(event)).context("no release is fetched")?;
+                let slot = position(trace, 0, is_slot_move).context("no release is fetched")?;
                 let pointer =
                     position(trace, slot, |event| moved_to(event, "active")).context("no pointer")?;
                 let folder = folder_of_move(trace, slot)?;
@@ -128,7 +127,7 @@ impl Fault {
             Self::PointerBeforeData => {
                 let group = pointer_group(trace, 0)?;
                 let blob = position(trace, 0, |event| {
-                    matches!(&event.act, Act::SyncBegin { node } if paths.file(*node).is_some_and(|path| is_blob(path)))
+                    matches!(&event.act, Act::SyncBegin { node } if paths.file(*node).is_some_and(is_blob))
                 })
                 .context("no file of a release is synced")?;
                 changed = shift(trace, &group, blob);
@@ -142,15 +141,14 @@ impl Fault {
                 changed = shift(trace, &collected, *confirm.first().context("no pointer")?);
             }
             Self::AttemptCountedLate => {
-                let test = position(trace, 0, |event| is_self_test(event)).context("no self-test")?;
+                let test = position(trace, 0, is_self_test).context("no self-test")?;
                 let commit = attempt_commit(trace, &paths)?;
                 let pointer = pointer_group(trace, test)?;
                 changed = shift(trace, &commit, pointer.last().context("no pointer")? + 1);
             }
             Self::TrialCountedLate => {
                 // A start that finds a release on trial: its first pointer, then the release is opened.
-                let start =
-                    trace.events.iter().rposition(|event| is_agent_start(event)).context("no start")?;
+                let start = trace.events.iter().rposition(is_agent_start).context("no start")?;
                 let start =
                     trace.events[..start].iter().rposition(is_agent_start).context("one start only")?;
                 let group = pointer_group(trace, start)?;
@@ -158,7 +156,7 @@ impl Fault {
                     .iter()
                     .position(|event| matches!(event.act, Act::End { .. }))
                     .map_or(trace.events.len(), |at| group[0] + at);
-                let opened = |event: &Event| matches!(&event.act, Act::Open { node } if paths.file(*node).is_some_and(|path| is_blob(path)));
+                let opened = |event: &Event| matches!(&event.act, Act::Open { node } if paths.file(*node).is_some_and(is_blob));
                 let loaded =
                     trace.events[group[0]..end].iter().position(opened).context("nothing is loaded")?;
                 changed = shift(trace, &group, group[0] + loaded + 2);

@@ -90,7 +90,10 @@ fn stores(outcome: &Outcome, required: &Required, broken: &mut impl FnMut(Rule, 
         broken(Rule::Identity, "the identity is gone or damaged".into());
     }
     match (&required.trust, &outcome.trust) {
-        (Some(_), None) => broken(Rule::Trust, "the trust store is gone or damaged".into()),
+        // Before there is an identity the next start enrols again and begins the store anew.
+        (Some(_), None) if required.is_enrolled => {
+            broken(Rule::Trust, "the trust store is gone or damaged".into());
+        }
         (Some(floor), Some(trust)) if !trust.behind(floor).is_empty() => {
             broken(Rule::Trust, format!("{:?} went back", trust.behind(floor)));
         }

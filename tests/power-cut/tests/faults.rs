@@ -1,5 +1,6 @@
 //! The rig's own proof: the recording of a real update holds to every rule as it is, and breaks the right
 //! one as soon as a fault is planted into it.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use farlight_power_cut::faults::Fault;
 use farlight_power_cut::replay::{self, Plan, Summary};
