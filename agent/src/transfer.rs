@@ -249,7 +249,7 @@ impl Transfer<'_> {
                         return Err(trouble);
                     }
                     let later = trouble.failure.code.again() == Again::Later;
-                    if best.as_ref().is_none_or(|best| later || best.failure.code.again() == Again::Never) {
+                    if best.as_ref().is_none_or(|best| later && best.failure.code.again() == Again::Never) {
                         best = Some(trouble);
                     }
                     source = sources.next();

@@ -209,7 +209,7 @@ fn metadata(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     let mut world = honest.clone();
     world.files.insert("metadata/timestamp.json".into(), file("metadata/3.snapshot.json")?.clone());
     all.push(
-        at("role-confusion", "a snapshot in the place of the timestamp", "tuf.signature")
+        at("role-confusion", "a snapshot in the place of the timestamp", "tuf.wrong_type")
             .with(&world, honest),
     );
     Ok(all)

@@ -263,6 +263,7 @@ fn fixtures_of_honest() -> BTreeMap<String, Vec<u8>> {
 async fn every_attack_is_refused_with_its_code_and_changes_nothing() {
     let fixtures = fixtures();
     assert!(fixtures.len() > 30);
+    let mut otherwise = Vec::new();
     for fixture in &fixtures {
         let device = Device::start().await;
         device.meet(fixture).await;
@@ -275,12 +276,9 @@ async fn every_attack_is_refused_with_its_code_and_changes_nothing() {
         };
         let refused =
             device.reported(&format!("{} is refused", fixture.name), |event| code(event).is_some()).await;
-        assert_eq!(
-            code(&refused).as_deref(),
-            Some(fixture.attack.code.as_str()),
-            "{}: {refused:?}",
-            fixture.name
-        );
+        if code(&refused).as_deref() != Some(fixture.attack.code.as_str()) {
+            otherwise.push(format!("{}: {refused:?}", fixture.name));
+        }
         let running = device.models.find("m", None).map(|loaded| loaded.slot.release.to_string());
         assert_eq!(running.ok().as_deref(), Some("m/1.0.0"), "{}", fixture.name);
         let pointer = Slots::new(device.folder.path()).pointer(&"m".parse().unwrap()).unwrap().unwrap();
@@ -288,4 +286,5 @@ async fn every_attack_is_refused_with_its_code_and_changes_nothing() {
         assert_eq!(pointer.trials, None, "{}", fixture.name);
         let _ = device.stop.send(true);
     }
+    assert!(otherwise.is_empty(), "refused with another code than the fixture says: {otherwise:#?}");
 }
