@@ -38,6 +38,11 @@ fn each_fault_is_caught(scenario: Scenario) {
 }
 
 #[test]
+fn each_fault_of_an_update_is_caught() {
+    each_fault_is_caught(Scenario::Update);
+}
+
+#[test]
 fn each_fault_of_a_start_on_trial_is_caught() {
     each_fault_is_caught(Scenario::CrashLoop);
 }
