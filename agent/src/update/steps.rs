@@ -101,18 +101,26 @@ impl Driver {
         staged.ok_or_else(|| Failure::new(Code::VerifyMismatch, "nothing is staged"))
     }
 
-    pub(super) fn spawn_verify(&mut self, name: &ModelName) {
-        let (staged, slots) = (self.staged(name), self.parts.slots.clone());
+    /// Works on the staged slot off the asynchronous threads.
+    fn spawn_on_staged(
+        &mut self,
+        name: &ModelName,
+        work: impl FnOnce(&Slots, &Slot, &Models) -> Result<Done, Failure> + Send + 'static,
+    ) {
+        let staged = self.staged(name);
+        let (slots, models) = (self.parts.slots.clone(), Arc::clone(&self.parts.models));
         self.spawn(name, async move {
-            let slot = match staged {
-                Ok(slot) => slot,
-                Err(failure) => return Done::Failed(failure),
-            };
-            blocking(move || match slots.open(&slot) {
-                Ok(_) => Done::Verified,
-                Err(error) => Done::Failed(Failure::new(Code::VerifyMismatch, error.to_string())),
-            })
-            .await
+            match staged {
+                Ok(slot) => blocking(move || work(&slots, &slot, &models).unwrap_or_else(Done::Failed)).await,
+                Err(failure) => Done::Failed(failure),
+            }
+        });
+    }
+
+    pub(super) fn spawn_verify(&mut self, name: &ModelName) {
+        self.spawn_on_staged(name, |slots, slot, _| match slots.open(slot) {
+            Ok(_) => Ok(Done::Verified),
+            Err(error) => Err(Failure::new(Code::VerifyMismatch, error.to_string())),
         });
     }
 
@@ -137,38 +145,14 @@ impl Driver {
 
     /// Loads a candidate that is to be shadowed.
     pub(super) fn spawn_shadow(&mut self, name: &ModelName, policy: shadow::Policy) {
-        let (staged, slots, models) =
-            (self.staged(name), self.parts.slots.clone(), Arc::clone(&self.parts.models));
-        self.spawn(name, async move {
-            let slot = match staged {
-                Ok(slot) => slot,
-                Err(failure) => return Done::Failed(failure),
-            };
-            blocking(move || match load(&slots, &slot, &models) {
-                Ok(Ready::Model(loaded)) => Done::ShadowReady(loaded, policy),
-                Ok(Ready::Config(_)) => {
-                    Done::Failed(Failure::new(Code::ShadowErrors, "a configuration has no shadow"))
-                }
-                Err(failure) => Done::Failed(failure),
-            })
-            .await
+        self.spawn_on_staged(name, move |slots, slot, models| match load(slots, slot, models)? {
+            Ready::Model(loaded) => Ok(Done::ShadowReady(loaded, policy)),
+            Ready::Config(_) => Err(Failure::new(Code::ShadowErrors, "a configuration has no shadow")),
         });
     }
 
     pub(super) fn spawn_load(&mut self, name: &ModelName) {
-        let (staged, slots, models) =
-            (self.staged(name), self.parts.slots.clone(), Arc::clone(&self.parts.models));
-        self.spawn(name, async move {
-            let slot = match staged {
-                Ok(slot) => slot,
-                Err(failure) => return Done::Failed(failure),
-            };
-            blocking(move || match load(&slots, &slot, &models) {
-                Ok(loaded) => Done::Loaded(loaded),
-                Err(failure) => Done::Failed(failure),
-            })
-            .await
-        });
+        self.spawn_on_staged(name, |slots, slot, models| load(slots, slot, models).map(Done::Loaded));
     }
 
     /// Loads what the pointer says after a rollback whose previous release is not in memory.

@@ -1,7 +1,6 @@
 //! What people do with delivery, end to end: hold it, shadow it, take it back, insist, look at what happened.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use farlight_test_support::reqwest::Method;
@@ -110,24 +109,11 @@ async fn a_device_goes_back_when_told_and_says_what_ran_when() {
     assert!(!diagnostics.to_string().contains("PRIVATE KEY"));
 }
 
-/// The recipe of the reference model with a memory budget that nothing keeps.
-fn tight_recipe(fleet: &Fleet) -> PathBuf {
-    let model = workspace_root().join("models").join(MODEL);
-    let recipe = std::fs::read_to_string(model.join("release.toml")).unwrap();
-    let folder = fleet.folder.path().join("recipe");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::os::unix::fs::symlink(model.join("data"), folder.join("data")).unwrap();
-    let tight = recipe.replace("memory_kib = 131072", "memory_kib = 64");
-    assert_ne!(tight, recipe);
-    std::fs::write(folder.join("release.toml"), tight).unwrap();
-    folder.join("release.toml")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_that_failed_is_not_tried_again_until_an_operator_insists() {
     let (fleet, device) = begun().await;
     let model = workspace_root().join("models").join(MODEL).join("model.onnx");
-    fleet.publish_from(&tight_recipe(&fleet), &model, "1.2.0").await.unwrap();
+    fleet.publish_from(&fleet.tight_recipe().unwrap(), &model, "1.2.0").await.unwrap();
     let code = async |settings: Value| {
         // The one before is over once the device is back where it was.
         let rollout = until("the rollout begins", WAIT, async || {

@@ -130,14 +130,7 @@ async fn a_release_over_its_memory_budget_is_refused_before_it_runs() {
     let rollout = fleet.roll_out("1.0.0").await.unwrap();
     fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
     let model = workspace_root().join("models").join(MODEL);
-    let recipe = std::fs::read_to_string(model.join("release.toml")).unwrap();
-    let folder = fleet.folder.path().join("recipe");
-    std::fs::create_dir_all(&folder).unwrap();
-    std::os::unix::fs::symlink(model.join("data"), folder.join("data")).unwrap();
-    let tight = recipe.replace("memory_kib = 131072", "memory_kib = 64");
-    assert_ne!(tight, recipe);
-    std::fs::write(folder.join("release.toml"), tight).unwrap();
-    fleet.publish_from(&folder.join("release.toml"), &model.join("model.onnx"), "1.1.0").await.unwrap();
+    fleet.publish_from(&fleet.tight_recipe().unwrap(), &model.join("model.onnx"), "1.1.0").await.unwrap();
     let rollout = fleet.roll_out("1.1.0").await.unwrap();
     let ended = fleet.rollout_is(&rollout, "aborted", &[&device]).await.unwrap();
     assert_eq!(ended["devices"][0]["error_code"], "self_test.over_budget", "{ended}");

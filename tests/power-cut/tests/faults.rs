@@ -1,5 +1,5 @@
-//! The rig's own proof: the recording of a real update holds to every rule as it is, and breaks the right
-//! one as soon as a fault is planted into it.
+//! The rig's own proof: the recordings of a real update and of a crash loop hold to every rule as they are,
+//! and break the right one as soon as a fault is planted into them.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use farlight_power_cut::faults::Fault;

@@ -61,6 +61,22 @@ impl Fleet {
         Ok(out)
     }
 
+    /// The recipe of the reference model with a memory budget that nothing keeps.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn tight_recipe(&self) -> anyhow::Result<PathBuf> {
+        let model = workspace_root().join("models").join(MODEL);
+        let recipe = std::fs::read_to_string(model.join("release.toml"))?;
+        let folder = self.folder.path().join("recipe");
+        std::fs::create_dir_all(&folder)?;
+        std::os::unix::fs::symlink(model.join("data"), folder.join("data"))?;
+        let tight = recipe.replace("memory_kib = 131072", "memory_kib = 64");
+        anyhow::ensure!(tight != recipe, "the recipe has another budget now");
+        std::fs::write(folder.join("release.toml"), tight)?;
+        Ok(folder.join("release.toml"))
+    }
+
     /// Enrols and starts a device.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use farlight_wire::Counts;
 use proptest::prelude::*;
 
 use super::*;
+use crate::health::Policy;
 
 const POLICY: Policy = Policy { duration: Millis(1_000), min_requests: 40 };
 
