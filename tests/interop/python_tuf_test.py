@@ -19,6 +19,7 @@ from pathlib import Path
 from tuf.api.exceptions import DownloadError, RepositoryError
 from tuf.ngclient import Updater
 
+import farlight_repository
 import static_repositories
 
 PROGRAMS = Path(sys.argv[1]).resolve()
@@ -192,43 +193,6 @@ def compare(name, whole, target, rng, server, url, folder):
     print(f"{name}: {CASES} damaged ones, the same verdict each ({refused} of {2 * CASES} refused)")
 
 
-def make_ours(folder):
-    """A repository by the real command line and cloud: a release by targets, one by a family, rotated keys."""
-    data = folder / "cloud"
-    cloud = subprocess.Popen(
-        [PROGRAMS / "farlight-cloud", "serve", "--data", data, "--listen", "127.0.0.1:0", "--mqtt", "127.0.0.1:0"],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        cloud.stdout.readline()
-
-        def farlight(*args):
-            command = [PROGRAMS / "farlight", "--profile", data / "operator.json", "--json", *args]
-            run = subprocess.run(command, capture_output=True, text=True)
-            assert run.returncode == 0, f"{args}: {run.stdout}{run.stderr}"
-
-        keys, settings = folder / "keys", folder / "settings.toml"
-        settings.write_text("[flags]\nbeta = true\n")
-
-        def release(version):
-            bundle = folder / f"config-{version}"
-            farlight("config", "build", settings, "--version", version, "--out", bundle)
-            farlight("release", "sign", bundle, "--keys", keys)
-            farlight("release", "publish", bundle)
-
-        farlight("keys", "generate", keys, "--root", "2", "--targets", "2", "--role", "config=2")
-        farlight("repo", "init", "--keys", keys, "--root-threshold", "2", "--targets-threshold", "2")
-        release("1.0.0")
-        farlight("repo", "delegate", "config", "--keys", keys, "--threshold", "2")
-        release("1.1.0")
-        for role in ("targets", "config", "root"):
-            farlight("keys", "rotate", role, "--keys", keys)
-        release("1.2.0")
-    finally:
-        cloud.terminate()
-        cloud.wait()
-    return read(data / "repo")
-
-
 def main():
     print(f"seed {SEED}")
     rng = random.Random(SEED)
@@ -237,7 +201,7 @@ def main():
     url = f"http://127.0.0.1:{server.server_port}"
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        mine = make_ours(folder)
+        mine = read(farlight_repository.make(PROGRAMS, folder))
         for target in ("config/1.0.0.json", "config/1.2.0.json"):
             compare(f"ours ({target})", mine, target, rng, Server, url, folder)
         for make, target in ((static_repositories.delegated, "family/artifact"),

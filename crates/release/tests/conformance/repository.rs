@@ -29,6 +29,7 @@ pub(crate) struct Artifact {
 }
 
 /// The repository.
+#[derive(Clone)]
 pub(crate) struct Repository {
     /// What each role says, before it is signed.
     documents: BTreeMap<String, Value>,
