@@ -219,14 +219,20 @@ impl Repository {
         Ok(added)
     }
 
-    /// Signs snapshot and timestamp again when less than half of their time is left. Whether it did.
+    /// Signs snapshot and timestamp again when less than half of their time is left, or the clock was put back.
+    /// Whether it did.
     ///
     /// # Errors
     /// [`RegistryError`] when the files cannot be written.
     pub fn renew(&mut self, now: Millis) -> Result<bool, RegistryError> {
         let Some(current) = &self.current else { return Ok(false) };
         let due = |expires: Millis, valid: Millis| expires.since(now).0 < valid.0 / 2;
-        if !due(current.snapshot.expires, SNAPSHOT_VALID) && !due(current.timestamp.expires, TIMESTAMP_VALID)
+        // Devices take the date of a timestamp for the least that it can be: one that a wrong clock wrote must
+        // not stay.
+        let ahead = current.timestamp.issued.is_some_and(|issued| issued > now);
+        if !ahead
+            && !due(current.snapshot.expires, SNAPSHOT_VALID)
+            && !due(current.timestamp.expires, TIMESTAMP_VALID)
         {
             return Ok(false);
         }

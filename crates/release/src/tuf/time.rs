@@ -6,9 +6,10 @@ use farlight_wire::Millis;
 /// The time to judge expiry by: the clock's, unless the repository proved that it is later.
 ///
 /// `issued` is the `x-farlight-issued` of the trusted timestamp. It is stored with it, so that it outlives
-/// a restart, and it is dropped with it when the timestamp's keys are rotated, so that a stolen key cannot
-/// set a fleet's time for ever. The clock itself is never remembered: one that was at 2100 for an hour
-/// stops new installs for that hour and not until 2100.
+/// a restart, and replaced with it: a newer timestamp is judged by the clock and its own date, so that a
+/// date that a wrong clock of the cloud once wrote does not stay for ever. An older one is refused for its
+/// version. The device's own clock is never remembered: one that was at 2100 for an hour stops new installs
+/// for that hour and not until 2100.
 ///
 /// The floor lags the true time by at most the interval at which the cloud signs timestamps again; within
 /// that interval a device without a clock accepts what has just expired.
