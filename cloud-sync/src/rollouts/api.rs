@@ -186,12 +186,14 @@ pub async fn create(
         settings,
     };
     let mut write = app.store.write().await?;
-    if let Some(other) = records::conflicting(&mut write, &rollout.settings).await? {
-        return Err(ApiError::conflict(
-            "rollout.conflict",
-            format!("rollout {other} of this model is active in fleet {}", rollout.settings.fleet),
-        )
-        .hint(format!("wait for it, or end it: farlight rollout abort {other}")));
+    if let Some((other, progress)) = records::conflicting(&mut write, &rollout.settings).await? {
+        let (is, hint) = match progress.is_active() {
+            true => ("active", format!("wait for it, or end it: farlight rollout abort {other}")),
+            false => ("aborted and about to be taken back", "try again in a moment".to_owned()),
+        };
+        let fleet = &rollout.settings.fleet;
+        let message = format!("rollout {other} of this model is {is} in fleet {fleet}");
+        return Err(ApiError::conflict("rollout.conflict", message).hint(hint));
     }
     records::insert(&mut write, &rollout).await?;
     let detail = serde_json::to_string(&rollout.settings).unwrap_or_default();

@@ -143,8 +143,8 @@ async fn apply(
     }
     let gate = serde_json::to_string(gate).unwrap_or_default();
     let moved = planned.next != rollout.progress;
-    // One that has ended stays until there is nothing left to take back.
-    let active = planned.next.is_active() || !planned.revert.is_empty();
+    // One that was aborted has just given back every device that it held.
+    let active = planned.next.is_active();
     let same = !moved && planned.reason == rollout.reason && gate == rollout.gate && changed.is_empty();
     if !same || !active {
         records::update(&mut write, rollout.id(), &planned.next, active, &planned.reason, &gate, now).await?;

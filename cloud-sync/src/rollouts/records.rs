@@ -105,18 +105,22 @@ pub(crate) async fn find(store: &Store, id: &str) -> Result<Option<Rollout>, Sto
     Ok(select(store, "WHERE id = $1 LIMIT $2", id, 1).await?.pop())
 }
 
-/// An active rollout of the same model and fleet, if there is one.
+/// The rollout of the same model and fleet that still moves devices, if there is one, and how far it is.
 pub(super) async fn conflicting(
     write: &mut Write,
     settings: &RolloutSettings,
-) -> Result<Option<String>, StoreError> {
-    let row = sqlx::query("SELECT id FROM rollouts WHERE active = 1 AND fleet = $1 AND model = $2 LIMIT 1")
-        .bind(settings.fleet.as_str())
-        .bind(settings.plan.release.model.as_str())
-        .fetch_optional(write.connection())
-        .await
-        .during("look for a conflicting rollout")?;
-    Ok(row.map(|row| row.get(0)))
+) -> Result<Option<(String, Progress)>, StoreError> {
+    let row = sqlx::query(
+        "SELECT id, progress FROM rollouts WHERE active = 1 AND fleet = $1 AND model = $2 LIMIT 1",
+    )
+    .bind(settings.fleet.as_str())
+    .bind(settings.plan.release.model.as_str())
+    .fetch_optional(write.connection())
+    .await
+    .during("look for a conflicting rollout")?;
+    let Some(row) = row else { return Ok(None) };
+    let progress = serde_json::from_str(&row.get::<String, _>(1)).map_err(damaged("a rollout's progress"))?;
+    Ok(Some((row.get(0), progress)))
 }
 
 pub(super) async fn insert(write: &mut Write, rollout: &Rollout) -> Result<(), StoreError> {
