@@ -59,6 +59,17 @@ pub fn replace(path: &Path, bytes: &[u8], access: Access) -> Result<(), FileErro
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail("sync the folder of"))
 }
 
+/// Moves a file to another name on the same file system, over one that is there.
+///
+/// # Errors
+/// [`FileError`] naming the step that failed.
+pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+    let fail = |operation| move |source| FileError { operation, path: to.to_owned(), source };
+    fs::rename(from, to).map_err(fail("rename to"))?;
+    let folder = to.parent().unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail("sync the folder of"))
+}
+
 /// Reads a file that may not exist.
 ///
 /// # Errors

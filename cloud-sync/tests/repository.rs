@@ -146,7 +146,7 @@ async fn what_is_published_is_what_a_device_accepts() {
     assert_eq!(client.verify_manifest(&id("1.0.0"), &served).unwrap().release, id("1.0.0"));
     let keys = client.target_file(ASSIGNMENT_KEYS).unwrap();
     let keys = fs::read(operator.repo().join("targets").join(keys)).unwrap();
-    let expected = vec![operator.registry.assignment_key().public()];
+    let expected = vec![operator.registry.assignment_key().await.public()];
     assert_eq!(client.assignment_keys(&keys), Ok(expected));
     let records = operator.registry.releases(Some("m")).await.unwrap();
     assert_eq!(records.len(), 1);
@@ -175,7 +175,7 @@ async fn a_stolen_cloud_cannot_publish() {
     let mut operator = Operator::new().await;
     operator.publish("1.0.0").await.unwrap();
     let before = fs::read(operator.repo().join("metadata/timestamp.json")).unwrap();
-    let thief = operator.registry.assignment_key().clone();
+    let thief = operator.registry.assignment_key().await;
     let bytes = manifest("6.6.6");
     let targets = operator.sign(&bytes, &thief);
     let error = operator.registry.publish(change(targets, bytes), "thief").await.unwrap_err();
@@ -347,11 +347,9 @@ async fn keys_are_rotated_in_band_and_a_crash_in_between_is_made_good() {
     operator.refresh(&mut client).unwrap();
     let (old, new) = (operator.targets_key.clone(), KeyPair::from_seed(&[22; 32]));
     let root = fs::read(operator.repo().join("metadata/1.root.json")).unwrap();
-    let next = Root::peek(&root).unwrap().successor(
-        now().plus(DAYS),
-        farlight_release::tuf::Role::Targets,
-        &Signers::one(new.public()),
-    );
+    let next = Root::peek(&root)
+        .unwrap()
+        .successor(now().plus(DAYS), &[(farlight_release::tuf::Role::Targets, Signers::one(new.public()))]);
     let root = Some(signer::sign(&next, &[&operator.root_key]).unwrap());
     operator.targets.version += 1;
     let by = |key: &KeyPair| Change {
@@ -382,6 +380,70 @@ async fn keys_are_rotated_in_band_and_a_crash_in_between_is_made_good() {
     client.permits(&id("1.1.0")).unwrap();
     operator.registry = open(operator.folder.path()).await;
     assert_eq!(operator.registry.status().await.unwrap().roles["targets"].version, 4);
+}
+
+#[tokio::test]
+async fn online_keys_are_rotated_and_a_crash_at_any_file_is_made_good() {
+    let mut operator = Operator::new().await;
+    operator.publish("1.0.0").await.unwrap();
+    let mut client = operator.client();
+    operator.refresh(&mut client).unwrap();
+    let before = operator.registry.online_keys().await;
+    let next = operator.registry.next_online_keys("test").await.unwrap();
+    assert_ne!(next, before);
+    // Other signers may take their time: a restart in between changes nothing.
+    operator.registry = open(operator.folder.path()).await;
+    assert_eq!(operator.registry.next_online_keys("test").await.unwrap(), next);
+    assert_eq!(operator.registry.online_keys().await, before);
+    let root = fs::read(operator.repo().join("metadata/1.root.json")).unwrap();
+    let roles = [
+        (farlight_release::tuf::Role::Snapshot, Signers::one(next.snapshot.clone())),
+        (farlight_release::tuf::Role::Timestamp, Signers::one(next.timestamp.clone())),
+    ];
+    let root = Root::peek(&root).unwrap().successor(now().plus(DAYS), &roles);
+    let root = Some(signer::sign(&root, &[&operator.root_key]).unwrap());
+    operator.targets.version += 1;
+    let targets = |targets: &Targets| Some(signer::sign(targets, &[&operator.targets_key]).unwrap());
+    // The root alone would leave devices with an assignment key that nobody uses any more.
+    let half = Change { root: root.clone(), targets: targets(&operator.targets), ..Change::default() };
+    assert_eq!(code(&operator.registry.renew(half, "test").await.unwrap_err()), "registry.refused");
+    let stranger = signer::assignment_keys(&[operator.root_key.public()]).unwrap();
+    operator.targets.add(ASSIGNMENT_KEYS, &stranger);
+    let other = Change { root: root.clone(), targets: targets(&operator.targets), ..Change::default() };
+    assert_eq!(code(&operator.registry.renew(other, "test").await.unwrap_err()), "registry.immutable");
+    operator.targets.add(ASSIGNMENT_KEYS, &signer::assignment_keys(&[next.assignment.clone()]).unwrap());
+    let whole = Change { root, targets: targets(&operator.targets), ..Change::default() };
+    let folder = operator.folder.path().join("keys");
+    let waiting: Vec<(String, Vec<u8>, Vec<u8>)> = ["snapshot.pem", "timestamp.pem", "assignment.pem"]
+        .map(|name| {
+            let read = |path: std::path::PathBuf| fs::read(path).unwrap();
+            (name.to_owned(), read(folder.join(name)), read(folder.join("next").join(name)))
+        })
+        .into();
+    operator.registry.renew(whole.clone(), "test").await.unwrap();
+    operator.registry.renew(whole, "test").await.unwrap();
+    assert_eq!(operator.registry.online_keys().await, next);
+    assert!(!folder.join("next").exists());
+    // Power fails between publication and the first, second or third file.
+    for moved in 0..=waiting.len() {
+        fs::create_dir_all(folder.join("next")).unwrap();
+        for (index, (name, old, new)) in waiting.iter().enumerate() {
+            fs::write(folder.join(name), if index < moved { new } else { old }).unwrap();
+            if index >= moved {
+                fs::write(folder.join("next").join(name), new).unwrap();
+            }
+        }
+        operator.registry = open(operator.folder.path()).await;
+        assert_eq!(operator.registry.online_keys().await, next, "{moved} files were moved");
+        assert!(!folder.join("next").exists());
+    }
+    operator.refresh(&mut client).unwrap();
+    operator.publish("1.1.0").await.unwrap();
+    operator.refresh(&mut client).unwrap();
+    client.permits(&id("1.1.0")).unwrap();
+    let keys = client.target_file(ASSIGNMENT_KEYS).unwrap();
+    let keys = fs::read(operator.repo().join("targets").join(keys)).unwrap();
+    assert_eq!(client.assignment_keys(&keys), Ok(vec![next.assignment]));
 }
 
 #[tokio::test]

@@ -226,7 +226,7 @@ async fn keys_are_rotated_and_devices_follow() {
     world.run(&["release", "sign", &bundle, "--keys", &offline]).await;
     world.run(&["release", "publish", &bundle]).await;
     world.device_takes("vib/1.0.0").unwrap();
-    for (role, root) in [("targets", 2), ("vib", 2), ("root", 3)] {
+    for (role, root) in [("targets", 2), ("vib", 2), ("root", 3), ("online", 4)] {
         let status = world.run(&["keys", "rotate", role, "--keys", &offline]).await;
         assert_eq!(
             (&status["missing"], &status["roles"]["root"]["version"]),

@@ -27,6 +27,7 @@ use utoipa::OpenApi;
         crate::service::health,
         crate::service::audit_log,
         crate::registry::api::online_keys,
+        crate::registry::api::next_online_keys,
         crate::registry::api::status,
         crate::registry::api::init,
         crate::registry::api::metadata,

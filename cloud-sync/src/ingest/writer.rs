@@ -30,6 +30,8 @@ pub struct Changes {
     pub windows: bool,
     /// Whether a rollout was created or changed by an operator.
     pub rollouts: bool,
+    /// Whether the key that signs assignments was replaced.
+    pub keys: bool,
 }
 
 impl Changes {
@@ -38,10 +40,11 @@ impl Changes {
         self.updates |= other.updates;
         self.windows |= other.windows;
         self.rollouts |= other.rollouts;
+        self.keys |= other.keys;
     }
 
     fn is_empty(&self) -> bool {
-        self.hellos.is_empty() && !self.updates && !self.windows && !self.rollouts
+        self.hellos.is_empty() && !self.updates && !self.windows && !self.rollouts && !self.keys
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::io::AsyncWriteExt;
 use tower_http::services::ServeDir;
 use utoipa::ToSchema;
 
-use super::{Change, Document, Plain, Record, RegistryError, Status};
+use super::{Change, Document, OnlinePublic, Plain, Record, RegistryError, Status};
 use crate::api::{ApiError, Body, Operator, Path, Query};
 use crate::app::Shared;
 
@@ -35,6 +35,7 @@ const MAX_DOCUMENTS: usize =
 pub fn routes() -> Router<Shared> {
     Router::new()
         .route("/online-keys", get(online_keys))
+        .route("/online-keys/next", post(next_online_keys))
         .route("/repo", get(status))
         .route("/repo/init", post(init))
         .route("/repo/metadata", post(metadata))
@@ -94,16 +95,32 @@ pub struct OnlineKeyObjects {
     pub assignment: Value,
 }
 
+impl From<OnlinePublic> for OnlineKeyObjects {
+    fn from(keys: OnlinePublic) -> Self {
+        Self {
+            snapshot: keys.snapshot.to_object(),
+            timestamp: keys.timestamp.to_object(),
+            assignment: keys.assignment.to_object(),
+        }
+    }
+}
+
 /// The public online keys.
 #[utoipa::path(get, path = "/api/v1/online-keys", tag = "registry",
     responses((status = 200, body = OnlineKeyObjects), (status = 401)))]
 pub async fn online_keys(State(app): State<Shared>) -> Json<OnlineKeyObjects> {
-    let keys = app.registry.online_keys().await;
-    Json(OnlineKeyObjects {
-        snapshot: keys.snapshot.to_object(),
-        timestamp: keys.timestamp.to_object(),
-        assignment: keys.assignment.to_object(),
-    })
+    Json(app.registry.online_keys().await.into())
+}
+
+/// The keys that are to replace the online keys, made at the first call. They are used once metadata that names
+/// them is published.
+#[utoipa::path(post, path = "/api/v1/online-keys/next", tag = "registry",
+    responses((status = 200, body = OnlineKeyObjects), (status = 401)))]
+pub async fn next_online_keys(
+    State(app): State<Shared>,
+    Extension(Operator(actor)): Extension<Operator>,
+) -> Result<Json<OnlineKeyObjects>, ApiError> {
+    Ok(Json(app.registry.next_online_keys(&actor).await?.into()))
 }
 
 /// Versions and expiry of the signed metadata.
@@ -176,7 +193,11 @@ pub async fn metadata(
     Extension(Operator(actor)): Extension<Operator>,
     Body(request): Body<Signed>,
 ) -> Result<Json<Status>, ApiError> {
+    let before = app.registry.online_keys().await;
     app.registry.renew(request.decode()?, &actor).await?;
+    if app.registry.online_keys().await != before {
+        app.changes.send_modify(|changes| changes.keys = true);
+    }
     status(State(app)).await
 }
 

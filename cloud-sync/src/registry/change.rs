@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use farlight_release::Verified;
-use farlight_release::tuf::{Document as _, Targets, TrustedRoot, TufError};
+use farlight_release::tuf::{ASSIGNMENT_KEYS, Document as _, Target, Targets, TrustedRoot, TufError};
 use farlight_wire::Millis;
 
 use super::RegistryError;
@@ -37,11 +37,17 @@ pub(super) struct Accepted {
 }
 
 impl Change {
-    /// Checks the change against what is published.
+    /// Checks the change against what is published. `next` is the content that the target of the assignment
+    /// keys may change to.
     ///
     /// # Errors
     /// [`RegistryError`] saying what does not hold.
-    pub(super) fn check(&self, current: &Current, now: Millis) -> Result<Accepted, RegistryError> {
+    pub(super) fn check(
+        &self,
+        current: &Current,
+        next: Option<&[u8]>,
+        now: Millis,
+    ) -> Result<Accepted, RegistryError> {
         let root = self.next_root(current, now)?;
         let (targets, targets_bytes) = self.next_targets(current, &root, now)?;
         let roles = self.next_roles(current, &targets, now)?;
@@ -56,7 +62,7 @@ impl Change {
                 .any(|(name, role)| current.roles.get(name).is_none_or(|old| old.bytes != role.bytes));
         let accepted = Accepted { root, targets, targets_bytes, roles, added, differs };
         if differs {
-            accepted.check_names(current)?;
+            accepted.check_names(current, next)?;
         }
         Ok(accepted)
     }
@@ -126,12 +132,16 @@ impl Change {
 impl Accepted {
     /// Whether each target is the one that was published, or the one that is added, and is named by a role
     /// that may.
-    fn check_names(&self, current: &Current) -> Result<(), RegistryError> {
+    fn check_names(&self, current: &Current, next: Option<&[u8]>) -> Result<(), RegistryError> {
         let added = self.added.as_ref().map(|document| document.release().target_path());
+        let rotated = |path: &String, target: &Target| {
+            path == ASSIGNMENT_KEYS && next.is_some_and(|bytes| target.verify(path, bytes).is_ok())
+        };
         let allowed = |old: Option<&Targets>, new: &Targets| {
             new.targets.iter().try_for_each(|(path, target)| {
                 match old.and_then(|old| old.targets.get(path)) {
                     Some(old) if old.hashes == target.hashes && old.length == target.length => Ok(()),
+                    Some(_) if rotated(path, target) => Ok(()),
                     Some(_) => Err(RegistryError::Immutable(path.clone())),
                     None if current.names(path) => Err(RegistryError::Immutable(path.clone())),
                     None if added.as_ref() == Some(path) => Ok(()),

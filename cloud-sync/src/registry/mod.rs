@@ -94,7 +94,6 @@ impl From<VerifyError> for RegistryError {
 #[derive(Debug, Clone)]
 pub struct Registry {
     repository: Arc<RwLock<Repository>>,
-    assignment: KeyPair,
     data: PathBuf,
     store: Store,
 }
@@ -106,22 +105,19 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`] when files or database cannot be used, or the repository does not verify.
     pub async fn open(data: &Path, store: Store) -> Result<Self, RegistryError> {
-        let keys = OnlineKeys::open(&data.join("keys"))?;
         let uploads = data.join("uploads");
         // What a crash left half uploaded is worth nothing: its digest is not known.
         let _ = std::fs::remove_dir_all(&uploads);
         files::folder(&uploads)?;
-        let assignment = keys.assignment.clone();
-        let repository = Repository::open(&data.join("repo"), keys)?;
-        let registry =
-            Self { repository: Arc::new(RwLock::new(repository)), assignment, data: data.to_owned(), store };
+        let repository = Repository::open(&data.join("repo"), &data.join("keys"))?;
+        let registry = Self { repository: Arc::new(RwLock::new(repository)), data: data.to_owned(), store };
         registry.reconcile().await?;
         Ok(registry)
     }
 
     /// The key that signs assignments.
-    pub fn assignment_key(&self) -> &KeyPair {
-        &self.assignment
+    pub async fn assignment_key(&self) -> KeyPair {
+        self.repository.read().await.keys().assignment.clone()
     }
 
     /// The newest root as it was uploaded; `None` before `farlight repo init`.
@@ -132,6 +128,16 @@ impl Registry {
     /// The public halves of the online keys.
     pub async fn online_keys(&self) -> OnlinePublic {
         self.repository.read().await.keys().public()
+    }
+
+    /// The keys that are to replace the online keys. See [`Repository::next_keys`].
+    ///
+    /// # Errors
+    /// [`RegistryError`] when they cannot be made.
+    pub async fn next_online_keys(&self, actor: &str) -> Result<OnlinePublic, RegistryError> {
+        let next = self.change(|repository, _| repository.next_keys()).await?;
+        records::note(&self.store, actor, "repo.online_keys", "next keys asked for").await?;
+        Ok(next)
     }
 
     /// Where the repository stands; `None` before `farlight repo init`.

@@ -16,7 +16,7 @@ use farlight_wire::{Millis, ReleaseId};
 use super::RegistryError;
 use super::change::{self, Accepted, Change, fresh};
 use super::document::Document;
-use super::online::OnlineKeys;
+use super::online::{OnlineKeys, OnlinePublic};
 use crate::files::{self, Access};
 
 /// How long a snapshot counts.
@@ -31,7 +31,10 @@ const MAX_ROOTS: u64 = 10_000;
 #[derive(Debug)]
 pub struct Repository {
     folder: PathBuf,
+    keys_folder: PathBuf,
     keys: OnlineKeys,
+    /// Keys that are to replace them, once asked for.
+    next: Option<OnlineKeys>,
     current: Option<Current>,
 }
 
@@ -96,16 +99,24 @@ pub struct RoleStatus {
 }
 
 impl Repository {
-    /// Opens the repository below `folder` and verifies all that is published in it.
+    /// Opens the repository below `folder` and verifies all that is published in it. The online keys are
+    /// those of `keys_folder`.
     ///
     /// # Errors
     /// [`RegistryError`] when files cannot be read or do not verify.
-    pub fn open(folder: &Path, keys: OnlineKeys) -> Result<Self, RegistryError> {
+    pub fn open(folder: &Path, keys_folder: &Path) -> Result<Self, RegistryError> {
         for name in [METADATA, TARGETS, "blobs"] {
             files::folder(&folder.join(name))?;
         }
-        let mut new = Self { folder: folder.to_owned(), keys, current: None };
+        let keys_folder = keys_folder.to_owned();
+        let keys = OnlineKeys::open(&keys_folder)?;
+        let mut new = Self { folder: folder.to_owned(), keys_folder, keys, next: None, current: None };
         new.current = new.load()?;
+        if let Some(current) = &new.current {
+            OnlineKeys::adopt_next(&new.keys_folder, current.root.root(), &current.targets)?;
+            new.keys = OnlineKeys::open(&new.keys_folder)?;
+        }
+        new.next = OnlineKeys::waiting(&new.keys_folder)?;
         Ok(new)
     }
 
@@ -169,20 +180,14 @@ impl Repository {
         if root.root().version != 1 {
             return Err(RegistryError::Refused("the first root must have version 1".to_owned()));
         }
-        self.check_online(&root)?;
         let targets: Verified<Targets> = root.verify(targets_bytes)?;
+        self.keys.check(root.root(), &targets)?;
         fresh("root metadata", root.root().expires(), now)?;
         let unknown = targets.targets.keys().find(|path| *path != ASSIGNMENT_KEYS);
         if let Some(path) = unknown {
             return Err(RegistryError::Refused(format!(
                 "the first targets name {path:?}, which nobody uploaded"
             )));
-        }
-        let expected = signer::assignment_keys(&[self.keys.assignment.public()])?;
-        if assignment_keys != expected {
-            return Err(RegistryError::Refused(
-                "keys/assignment.json does not hold this service's assignment key".to_owned(),
-            ));
         }
         let target = targets.targets.get(ASSIGNMENT_KEYS);
         let target = target.ok_or_else(|| TufError::UnknownTarget { path: ASSIGNMENT_KEYS.to_owned() })?;
@@ -191,7 +196,7 @@ impl Repository {
         let targets_bytes = targets_bytes.to_vec();
         let first =
             Accepted { root, targets, targets_bytes, roles: BTreeMap::new(), added: None, differs: true };
-        self.publish(first, (0, 0), now)
+        self.publish(first, (0, 0), &self.keys.clone(), now)
     }
 
     /// Takes metadata that was signed offline, with the document of a release that it adds (none for a mere
@@ -201,11 +206,17 @@ impl Repository {
     /// [`RegistryError`] saying what does not hold; nothing is published then.
     pub fn accept(&mut self, change: &Change, now: Millis) -> Result<Option<Document>, RegistryError> {
         let current = self.current.as_ref().ok_or(RegistryError::NotInitialised)?;
-        let accepted = change.check(current, now)?;
-        self.check_online(&accepted.root)?;
+        let next = self.next.as_ref().map(OnlineKeys::assignment_keys).transpose()?;
+        let accepted = change.check(current, next.as_deref(), now)?;
         let added = accepted.added.clone();
         if !accepted.differs {
             return Ok(added);
+        }
+        let keys = self.speakers(&accepted)?.clone();
+        if let (Some(bytes), Some(target)) = (&next, accepted.targets.targets.get(ASSIGNMENT_KEYS))
+            && target.verify(ASSIGNMENT_KEYS, bytes).is_ok()
+        {
+            self.write_target(ASSIGNMENT_KEYS, target, bytes)?;
         }
         if let (Some(added), Some(bytes)) = (&added, &change.release) {
             added.blobs().into_iter().try_for_each(|blob| self.check_blob(blob))?;
@@ -215,8 +226,37 @@ impl Repository {
             self.write_target(&path, target.ok_or(TufError::UnknownTarget { path: path.clone() })?, bytes)?;
         }
         let versions = (current.snapshot.version, current.timestamp.version);
-        self.publish(accepted, versions, now)?;
+        self.publish(accepted, versions, &keys, now)?;
+        if keys.public() != self.keys.public() {
+            self.keys = keys;
+            self.next = None;
+            if let Some(current) = &self.current {
+                OnlineKeys::adopt_next(&self.keys_folder, current.root.root(), &current.targets)?;
+            }
+        }
         Ok(added)
+    }
+
+    /// The keys that are to replace the online keys, made at the first call. They sign nothing until a root
+    /// and targets that name them are published.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the files cannot be read or written.
+    pub fn next_keys(&mut self) -> Result<OnlinePublic, RegistryError> {
+        let next = OnlineKeys::next(&self.keys_folder)?;
+        let public = next.public();
+        self.next = Some(next);
+        Ok(public)
+    }
+
+    /// The online keys that root and targets name: those in use, or those that wait.
+    fn speakers(&self, accepted: &Accepted) -> Result<&OnlineKeys, RegistryError> {
+        let (root, targets) = (accepted.root.root(), &accepted.targets);
+        match (self.keys.check(root, targets), &self.next) {
+            (Ok(()), _) => Ok(&self.keys),
+            (Err(_), Some(next)) if next.check(root, targets).is_ok() => Ok(next),
+            (Err(error), _) => Err(error),
+        }
     }
 
     /// Signs snapshot and timestamp again when less than half of their time is left, or the clock was put back.
@@ -245,7 +285,7 @@ impl Repository {
             added: None,
             differs: false,
         };
-        self.publish(same, versions, now)?;
+        self.publish(same, versions, &self.keys.clone(), now)?;
         Ok(true)
     }
 
@@ -254,6 +294,7 @@ impl Repository {
         &mut self,
         accepted: Accepted,
         (snapshot, timestamp): (u64, u64),
+        keys: &OnlineKeys,
         now: Millis,
     ) -> Result<(), RegistryError> {
         let Accepted { root, targets, targets_bytes, roles, .. } = accepted;
@@ -267,12 +308,12 @@ impl Repository {
             }
         }
         self.write_metadata(&format!("{}.targets.json", targets.version), &targets_bytes)?;
-        let snapshot_bytes = signer::sign(&next, &[&self.keys.snapshot])?;
+        let snapshot_bytes = signer::sign(&next, &[&keys.snapshot])?;
         let snapshot = root.verify(&snapshot_bytes)?;
         let mut next =
             Timestamp::new(timestamp.saturating_add(1), now.plus(TIMESTAMP_VALID), version, &snapshot_bytes);
         next.issued = Some(now);
-        let timestamp_bytes = signer::sign(&next, &[&self.keys.timestamp])?;
+        let timestamp_bytes = signer::sign(&next, &[&keys.timestamp])?;
         let timestamp = root.verify(&timestamp_bytes)?;
         self.write_metadata(&format!("{version}.snapshot.json"), &snapshot_bytes)?;
         if old.is_none_or(|old| old.root.bytes() != root.bytes()) {
@@ -365,18 +406,6 @@ impl Repository {
     /// Where the file of a blob is.
     pub fn blob(&self, id: &str) -> Option<PathBuf> {
         digest::is_sha256(id).then(|| self.folder.join("blobs").join(id))
-    }
-
-    fn check_online(&self, root: &TrustedRoot) -> Result<(), RegistryError> {
-        let keys = [(Role::Snapshot, &self.keys.snapshot), (Role::Timestamp, &self.keys.timestamp)];
-        for (role, key) in keys {
-            let alone = root.root().roles.get(role.name()).is_some_and(|keys| keys.threshold == 1);
-            if !alone || !root.keys(role).contains(key.public().as_bytes()) {
-                let text = format!("the root does not let this service's {role} key sign alone");
-                return Err(RegistryError::Refused(text));
-            }
-        }
-        Ok(())
     }
 
     /// A blob's name is the digest of its content, checked when it was uploaded.

@@ -494,9 +494,9 @@ pub async fn roll_back(
     let probation = Probation { duration: Millis::from_secs(seconds), min_requests: 0 };
     let now = clock::now();
     records::take_back(&mut write, &device, &release, probation, now).await?;
-    let key = app.registry.assignment_key();
+    let key = app.registry.assignment_key().await;
     let assignment =
-        super::assignments::sign(&mut write, key, &device, now).await.map_err(ApiError::internal)?;
+        super::assignments::sign(&mut write, &key, &device, now).await.map_err(ApiError::internal)?;
     audit(&mut write, &operator.0, "device.rollback", &id, &release.to_string()).await?;
     write.commit().await?;
     // Looked after like one that said hello: its desired state is published.

@@ -12,6 +12,30 @@ use crate::store::{During, Store, StoreError, Write, int, uint};
 /// How long an assignment counts. A device that is away longer asks when it comes back.
 const VALIDITY: Millis = Millis::from_secs(30 * 86_400);
 
+/// Assignments that are looked at in one transaction.
+const PAGE: i64 = 500;
+
+/// The next assignments, in the order of devices, after that of a device.
+pub(super) async fn page(
+    write: &mut Write,
+    after: Option<&DeviceId>,
+) -> Result<Vec<(DeviceId, Vec<u8>)>, StoreError> {
+    let rows =
+        sqlx::query("SELECT device, document FROM assignments WHERE device > $1 ORDER BY device LIMIT $2")
+            .bind(after.map_or("", DeviceId::as_str))
+            .bind(PAGE)
+            .fetch_all(write.connection())
+            .await
+            .during("read assignments")?;
+    let read = |row: &sqlx::any::AnyRow| {
+        let device: String = row.get(0);
+        let damaged =
+            |why: farlight_wire::IdError| StoreError::Damaged { what: "device", why: why.to_string() };
+        Ok((device.parse().map_err(damaged)?, row.get(1)))
+    };
+    rows.iter().map(read).collect()
+}
+
 /// Signs the next assignment of a device; returns its sequence.
 pub(super) async fn sign(
     write: &mut Write,

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use farlight_fleet::rollout::{Plan, Progress, plan};
+use farlight_release::assignment;
 use farlight_wire::{Desired, DeviceId, Millis, encode, topics};
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +50,8 @@ pub async fn drive(app: Shared, shutdown: CancellationToken) {
     // not be published yet: kept here, so that a database that is away is asked once a tick, not at once.
     let mut greeting = BTreeSet::new();
     let mut unpublished = BTreeSet::new();
+    // Also at the start: a power cut may have come between a new key and what it is to sign.
+    let mut rekey = true;
     loop {
         let mut taken = crate::ingest::Changes::default();
         app.changes.send_if_modified(|changes| {
@@ -61,6 +64,18 @@ pub async fn drive(app: Shared, shutdown: CancellationToken) {
             Ok(()) => unpublished.append(&mut greeting),
             Err(error) => {
                 tracing::error!(%error, "devices that said hello were not looked after; will try again");
+            }
+        }
+        rekey |= taken.keys;
+        if rekey {
+            match sign_again(&app).await {
+                Ok(devices) => {
+                    rekey = false;
+                    unpublished.extend(devices);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "assignments were not signed by the new key; will try again")
+                }
             }
         }
         match reconcile(&app).await {
@@ -84,11 +99,36 @@ async fn hello(app: &Shared, devices: &BTreeSet<DeviceId>) -> Result<(), DriveEr
         let mut write = app.store.write().await?;
         let joined = records::adopt(&mut write, device, now).await?;
         if joined > 0 || assignments::needs_renewal(&mut write, device, now).await? {
-            assignments::sign(&mut write, app.registry.assignment_key(), device, now).await?;
+            assignments::sign(&mut write, &app.registry.assignment_key().await, device, now).await?;
             write.commit().await?;
         }
     }
     Ok(())
+}
+
+/// Signs the assignments of all devices again that another key than the present one signed. The devices.
+async fn sign_again(app: &Shared) -> Result<BTreeSet<DeviceId>, DriveError> {
+    let mut signed = BTreeSet::new();
+    let mut after = None;
+    loop {
+        let mut write = app.store.write().await?;
+        // After the lock: nobody signs by an older key behind this.
+        let key = app.registry.assignment_key().await;
+        let page = assignments::page(&mut write, after.as_ref()).await?;
+        let Some((last, _)) = page.last() else { break };
+        after = Some(last.clone());
+        for (device, document) in &page {
+            if !assignment::is_by(document, &key.public()) {
+                assignments::sign(&mut write, &key, device, clock::now()).await?;
+                signed.insert(device.clone());
+            }
+        }
+        write.commit().await?;
+    }
+    if !signed.is_empty() {
+        tracing::info!(devices = signed.len(), "signed assignments again by the new key");
+    }
+    Ok(signed)
 }
 
 /// One round over all active rollouts; the devices whose desired state changed.
@@ -137,8 +177,9 @@ async fn apply(
             changed.insert(device.clone());
         }
     }
+    let key = app.registry.assignment_key().await;
     for device in &changed {
-        let sequence = assignments::sign(&mut write, app.registry.assignment_key(), device, now).await?;
+        let sequence = assignments::sign(&mut write, &key, device, now).await?;
         records::note_sequence(&mut write, rollout, device, sequence).await?;
     }
     let gate = serde_json::to_string(gate).unwrap_or_default();

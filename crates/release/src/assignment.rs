@@ -202,6 +202,13 @@ pub fn verify(
     Ok(verified)
 }
 
+/// Whether `key` signed this document. Says nothing of what is in it.
+pub fn is_by(bytes: &[u8], key: &PublicKey) -> bool {
+    let id = key.id();
+    Envelope::parse(bytes)
+        .is_ok_and(|envelope| !envelope.signers(&BTreeMap::from([(id.as_str(), key)])).is_empty())
+}
+
 impl Assignment {
     /// Whether the release repository vouches for every release that is named, at or above its floor.
     ///

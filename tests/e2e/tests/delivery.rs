@@ -206,6 +206,26 @@ async fn a_configuration_is_rolled_out_and_taken_back_like_a_model() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn devices_follow_the_keys_of_a_cloud_that_was_broken_into() {
+    let (fleet, device) = begun().await;
+    let obeyed = async || -> anyhow::Result<Option<u64>> {
+        Ok(fleet.operator.run(&["device", "show", "gw-1"]).await?["assignment"].as_u64())
+    };
+    let before = obeyed().await.unwrap();
+    let keys = fleet.operator.keys.display().to_string();
+    fleet.operator.run(&["keys", "rotate", "online", "--keys", &keys]).await.unwrap();
+    // What it is to run is signed again by the new key, without a rollout.
+    until("the device obeys the new key", WAIT, async || {
+        Ok((obeyed().await? > before).then_some(()))
+    })
+    .await
+    .unwrap();
+    let rollout = fleet.roll_out("1.1.0").await.unwrap();
+    fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
+    assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.1.0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_device_without_a_network_installs_from_a_stick() {
     let (fleet, mut device) = begun().await;
     let stick = fleet.folder.path().join("stick");

@@ -151,9 +151,6 @@ async fn init(args: &Init, api: &Api) -> Result<Status, CliError> {
         }
     };
     let online: OnlineKeys = api.get("/api/v1/online-keys").await?;
-    let online_key = |object: &Value| {
-        PublicKey::from_object(object).map_err(|e| CliError::failure(format!("the cloud's online key: {e}")))
-    };
     let signers = RootSigners {
         root: Signers {
             threshold: threshold(args.root_threshold, &root_keys, "root")?,
@@ -182,6 +179,10 @@ async fn init(args: &Init, api: &Api) -> Result<Status, CliError> {
     let status = api.post("/api/v1/repo/init", &request).await?;
     Trust::refresh(&args.keys, api).await?;
     Ok(status)
+}
+
+fn online_key(object: &Value) -> Result<PublicKey, CliError> {
+    PublicKey::from_object(object).map_err(|e| CliError::failure(format!("the cloud's online key: {e}")))
 }
 
 /// The repository exists: fine, if it is that of these keys.

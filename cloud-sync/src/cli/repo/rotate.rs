@@ -1,26 +1,29 @@
-//! `keys rotate`: new keys in place of those in a folder. For root and targets the next root says so, signed
-//! by old and new keys; for a model family the next targets do.
+//! `keys rotate`: new keys in place of those in a folder, or of the cloud's. For root, targets and the cloud's
+//! keys the next root says so, signed by old and new keys; for a model family the next targets do.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use farlight_release::key::PublicKey;
-use farlight_release::tuf::signer::Signers;
-use farlight_release::tuf::{Role, Targets};
+use farlight_release::tuf::signer::{self, Signers};
+use farlight_release::tuf::{ASSIGNMENT_KEYS, Role, Targets};
 use serde_json::Value;
 
 use super::change::Change;
 use super::status::Answer;
-use super::{check_no_next, finish};
+use super::{OnlineKeys, check_no_next, finish, online_key, signing};
 use crate::cli::context::Context;
 use crate::cli::error::CliError;
 use crate::cli::keys::{self, KeyFile};
 use crate::cli::trust::{self, MAX_DAYS, Trust};
 
+/// What stands for the keys that the cloud holds: snapshot, timestamp and assignment.
+const ONLINE: &str = "online";
+
 /// Arguments of `keys rotate`.
 #[derive(Debug, Args)]
 pub struct Rotate {
-    /// `root`, `targets` or a model family
+    /// `root`, `targets`, a model family, or `online` for the three keys that the cloud holds
     role: String,
     /// Folder of the offline keys
     #[arg(long, value_name = "DIR")]
@@ -44,6 +47,9 @@ pub async fn run(args: &Rotate, context: &Context) -> Result<(), CliError> {
     let api = context.api()?;
     check_no_next(&args.keys)?;
     let mut trust = Trust::refresh(&args.keys, &api).await?;
+    if args.role == ONLINE {
+        return online(args, trust, context).await;
+    }
     let role = [Role::Root, Role::Targets].into_iter().find(|role| role.name() == args.role);
     let before = signers_of(&trust, role, &args.role)?;
     let at_hand = keys::load_all(&args.keys)?;
@@ -79,7 +85,7 @@ pub async fn run(args: &Rotate, context: &Context) -> Result<(), CliError> {
     let mut targets = Targets::clone(trust.targets()?);
     let expires = trust::in_days(args.days);
     if let Some(role) = role {
-        change.set_root(&trust.root().root().successor(expires, role, &signers))?;
+        change.set_root(&trust.root().root().successor(expires, &[(role, signers)]))?;
     } else {
         let delegated = targets.delegations.as_ref().and_then(|all| all.role(&args.role));
         let paths = delegated.and_then(|role| role.paths.clone()).unwrap_or_default();
@@ -99,6 +105,29 @@ pub async fn run(args: &Rotate, context: &Context) -> Result<(), CliError> {
     if !answer.is_waiting() {
         keys::retire(&args.keys, &replaced)?;
     }
+    context.answer(&answer, Answer::text)
+}
+
+/// Names the keys that the cloud made for this. It uses them, and signs every assignment again, once root and
+/// targets are published.
+async fn online(args: &Rotate, trust: Trust, context: &Context) -> Result<(), CliError> {
+    if args.threshold.is_some() || args.count.is_some() {
+        return Err(CliError::usage("--threshold and --count are for offline keys: online keys sign alone"));
+    }
+    let api = context.api()?;
+    let next: OnlineKeys = api.post("/api/v1/online-keys/next", &serde_json::json!({})).await?;
+    let roles = [
+        (Role::Snapshot, Signers::one(online_key(&next.snapshot)?)),
+        (Role::Timestamp, Signers::one(online_key(&next.timestamp)?)),
+    ];
+    let mut change = Change::default();
+    change.set_root(&trust.root().root().successor(trust::in_days(args.days), &roles))?;
+    let mut targets = Targets::clone(trust.targets()?);
+    let assignment_keys = signer::assignment_keys(&[online_key(&next.assignment)?]).map_err(signing)?;
+    targets.add(ASSIGNMENT_KEYS, &assignment_keys);
+    targets.version = targets.version.saturating_add(1);
+    change.set_targets(&targets)?;
+    let answer = finish(change, trust, &args.keys, &api).await?;
     context.answer(&answer, Answer::text)
 }
 

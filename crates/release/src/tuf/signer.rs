@@ -42,17 +42,19 @@ pub struct RootSigners {
 }
 
 impl Root {
-    /// The root after this one, with `signers` for `role` and all else as it was. Keys that no role uses any
-    /// more are left out.
+    /// The root after this one, with other signers for these roles and all else as it was. Keys that no role
+    /// uses any more are left out.
     #[must_use]
-    pub fn successor(&self, expires: Millis, role: Role, signers: &Signers) -> Self {
+    pub fn successor(&self, expires: Millis, changed: &[(Role, Signers)]) -> Self {
         let mut next = self.clone();
         next.version = self.version.saturating_add(1);
         next.expires = expires;
-        let keyids = signers.keys.iter().map(PublicKey::id).collect();
-        let entry = RoleKeys { keyids, threshold: signers.threshold, extra: BTreeMap::new() };
-        next.roles.insert(role.name().to_owned(), entry);
-        next.keys.extend(signers.keys.iter().map(|key| (key.id(), key.to_object())));
+        for (role, signers) in changed {
+            let keyids = signers.keys.iter().map(PublicKey::id).collect();
+            let entry = RoleKeys { keyids, threshold: signers.threshold, extra: BTreeMap::new() };
+            next.roles.insert(role.name().to_owned(), entry);
+            next.keys.extend(signers.keys.iter().map(|key| (key.id(), key.to_object())));
+        }
         let used: BTreeSet<&String> = next.roles.values().flat_map(|role| &role.keyids).collect();
         next.keys.retain(|id, _| used.contains(id));
         next
