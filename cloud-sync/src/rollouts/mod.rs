@@ -39,7 +39,7 @@ pub enum DriveError {
         device: DeviceId,
         /// Why.
         #[source]
-        source: farlight_release::assignment::AssignmentError,
+        source: assignment::AssignmentError,
     },
 }
 

@@ -215,11 +215,9 @@ async fn devices_follow_the_keys_of_a_cloud_that_was_broken_into() {
     let keys = fleet.operator.keys.display().to_string();
     fleet.operator.run(&["keys", "rotate", "online", "--keys", &keys]).await.unwrap();
     // What it is to run is signed again by the new key, without a rollout.
-    until("the device obeys the new key", WAIT, async || {
-        Ok((obeyed().await? > before).then_some(()))
-    })
-    .await
-    .unwrap();
+    until("the device obeys the new key", WAIT, async || Ok((obeyed().await? > before).then_some(())))
+        .await
+        .unwrap();
     let rollout = fleet.roll_out("1.1.0").await.unwrap();
     fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
     assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.1.0"));

@@ -1,4 +1,4 @@
-//! `tough` accepts the repository that `FARLIGHT_REPOSITORY` names (`tests/interop/run tuf-oracles` makes
+//! `tough` accepts the repository that `FARLIGHT_REPOSITORY` names (`tests/interop/run tuf` makes
 //! one with the real command line and cloud), down to the content of a target of each role.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
