@@ -161,20 +161,10 @@ async fn a_confirmed_release_that_rots_on_disk_leaves_the_one_before() {
     assert!(text.contains("rolled_back") && text.contains("verify.mismatch"), "{text}");
 }
 
-/// Builds a configuration release from settings, signs and publishes it.
-async fn publish_config(fleet: &Fleet, version: &str, settings: &str) {
-    let folder = fleet.folder.path().join(format!("config-{version}"));
-    let file = folder.with_extension("toml");
-    std::fs::write(&file, settings).unwrap();
-    let (file, out) = (file.display().to_string(), folder.display().to_string());
-    fleet.operator.run(&["config", "build", &file, "--version", version, "--out", &out]).await.unwrap();
-    fleet.operator.publish(&folder).await.unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_is_rolled_out_and_taken_back_like_a_model() {
     let (fleet, device) = begun().await;
-    publish_config(&fleet, "1.0.0", "[flags]\nnew-screen = true\nlimit = 2.5\n").await;
+    fleet.publish_config("1.0.0", "[flags]\nnew-screen = true\nlimit = 2.5\n").await.unwrap();
     let rollout = fleet.roll_out_with("config/1.0.0", &json!({})).await.unwrap();
     fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
     assert_eq!(device.status().await.unwrap()["config"], "config/1.0.0");
@@ -182,14 +172,14 @@ async fn a_configuration_is_rolled_out_and_taken_back_like_a_model() {
         device.client().get("http://agent/farlight/flags").send().await.unwrap().json().await.unwrap();
     assert_eq!(flags, json!({ "new-screen": true, "limit": 2.5 }));
     // One that withholds every answer is taken back by the device itself.
-    publish_config(&fleet, "1.1.0", &format!("[models.{MODEL}]\nabstain_below = 1.0\n")).await;
+    fleet.publish_config("1.1.0", &format!("[models.{MODEL}]\nabstain_below = 1.0\n")).await.unwrap();
     let rollout = fleet.roll_out_with("config/1.1.0", &json!({ "min_requests": 1000 })).await.unwrap();
     let ended = fleet.rollout_is(&rollout, "aborted", &[&device]).await.unwrap();
     assert_eq!(ended["devices"][0]["error_code"], "probation.abstains", "{ended}");
     let status = device.status().await.unwrap();
     assert_eq!(status["config"], "config/1.0.0", "{status}");
     // The kill switch of one model: a clear refusal, and the model stays loaded.
-    publish_config(&fleet, "1.2.0", &format!("[models.{MODEL}]\ndisabled = true\n")).await;
+    fleet.publish_config("1.2.0", &format!("[models.{MODEL}]\ndisabled = true\n")).await.unwrap();
     fleet
         .operator
         .run(&["rollout", "create", "config/1.2.0", "--probation", "1", "--min-requests", "0"])

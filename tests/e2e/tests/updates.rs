@@ -1,12 +1,9 @@
 //! Updates end to end: a release reaches a device, survives kill -9, and what is wrong is refused.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use farlight_onnx::{Limits, Model, tensor};
 use farlight_test_support::{Device, DeviceOptions, Fleet, InferFailure, MODEL, until, workspace_root};
-use serde_json::Value;
 
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -32,23 +29,6 @@ async fn a_release_is_installed_confirmed_and_answers() {
     assert_eq!((again.label, again.version), (answer.label, answer.version));
 }
 
-/// The reference model after a training that moved every weight a little; its file.
-fn trained(fleet: &Fleet) -> PathBuf {
-    let bytes = std::fs::read(workspace_root().join("models").join(MODEL).join("model.onnx")).unwrap();
-    let mut model = Model::parse(&bytes, &Limits::default()).unwrap();
-    for weights in model.graph().initializer.clone() {
-        if weights.data_type() == tensor::FLOAT {
-            let values = tensor::to_f32(&weights).unwrap();
-            let moved: Vec<f32> =
-                values.iter().enumerate().map(|(i, value)| value + 1e-4 * (i as f32 * 0.7).sin()).collect();
-            model.replace_f32(weights.name(), &moved).unwrap();
-        }
-    }
-    let path = fleet.folder.path().join("trained.onnx");
-    std::fs::write(&path, model.to_bytes()).unwrap();
-    path
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retrained_model_comes_as_a_delta() {
     let fleet = Fleet::start().await.unwrap();
@@ -58,7 +38,7 @@ async fn a_retrained_model_comes_as_a_delta() {
     fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
 
     let recipe = workspace_root().join("models").join(MODEL).join("release.toml");
-    let (model, out) = (trained(&fleet), fleet.folder.path().join("1.1.0"));
+    let (model, out) = (fleet.retrained_model().unwrap(), fleet.folder.path().join("1.1.0"));
     let extra = ["--base", base.to_str().unwrap()];
     let built = fleet.operator.build(&recipe, &model, "1.1.0", &out, &extra).await.unwrap();
     let saved = &built["deltas"][0];
@@ -67,9 +47,7 @@ async fn a_retrained_model_comes_as_a_delta() {
     assert!(delta < full * 7 / 10, "{built}");
     fleet.operator.publish(&out).await.unwrap();
     // The whole file is not to be had: what arrives was made by the delta.
-    let manifest: Value = serde_json::from_slice(&std::fs::read(out.join("manifest.json")).unwrap()).unwrap();
-    let id = manifest["variants"][0]["blob"]["id"].as_str().unwrap();
-    std::fs::remove_file(fleet.cloud.folder().join("repo/blobs").join(id)).unwrap();
+    let id = fleet.withhold_model(&out).unwrap();
 
     let rollout = fleet.roll_out("1.1.0").await.unwrap();
     let done = fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();

@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use crate::look::{self, DATABASES, Journal, Rows, Scratch, Trusted};
-use crate::trace::Tree;
+use crate::trace::{Item, Tree, is_digest};
 
 /// Starts after which a device must have come to rest: all trials, the one that goes back, one more.
 const MAX_BOOTS: usize = TRIALS as usize + 3;
@@ -32,6 +32,8 @@ pub struct Outcome {
     pub pointers: BTreeMap<String, Option<Pointer>>,
     /// Slots that pointers name and that are not whole, with the reason.
     pub broken: Vec<String>,
+    /// Folders that have a slot's name and are not whole, with the reason.
+    pub halves: Vec<String>,
     /// The trust store; `None` when no copy is readable.
     pub trust: Option<Trusted>,
     /// Whether the device knows who it is.
@@ -100,6 +102,7 @@ impl Starter {
         let pointers = look::pointers(tree);
         let mut outcome = Outcome {
             broken: broken(&folder, &pointers),
+            halves: halves(&folder, tree),
             pointers,
             trust: look::trusted(tree).filter(|_| Trust::open(&folder).is_ok()),
             is_enrolled: tree.file("identity.json").is_some_and(|_| Identity::load(&folder).is_ok()),
@@ -140,6 +143,24 @@ fn broken(folder: &Path, pointers: &BTreeMap<String, Option<Pointer>>) -> Vec<St
     named
         .filter_map(|slot| slots.open(slot).err().map(|error| format!("{}: {error}", slot.release)))
         .collect()
+}
+
+fn halves(folder: &Path, tree: &Tree) -> Vec<String> {
+    let slots = Slots::new(folder);
+    let named = tree.0.iter().filter(|(_, item)| matches!(item, Item::Folder));
+    named
+        .filter_map(|(path, _)| slots.open(&slot_at(path)?).err().map(|error| format!("{path}: {error}")))
+        .collect()
+}
+
+/// The slot that a folder has the name of. The version is not told by it, and does not matter to opening.
+fn slot_at(path: &str) -> Option<Slot> {
+    match path.split('/').collect::<Vec<_>>()[..] {
+        ["models", model, digest] if is_digest(digest) => {
+            Some(Slot { release: format!("{model}/0.0.0").parse().ok()?, digest: digest.to_owned() })
+        }
+        _ => None,
+    }
 }
 
 async fn start(folder: &Path) -> anyhow::Result<BTreeMap<String, Running>> {

@@ -23,6 +23,8 @@ pub struct State {
     pub cut: usize,
     /// What survives that cut.
     pub choice: Choice,
+    /// The event after which the last cut that leaves it comes.
+    pub last: usize,
     /// All moments at which a cut may leave it, as numbers of distinct requirements.
     pub required: Vec<usize>,
 }
@@ -53,10 +55,11 @@ pub fn find(trace: &Trace, required: &[usize], seed: u64) -> Cuts {
         for choice in choices(&disk.pending(), seed, cut) {
             let key = disk.after_cut(&choice).key();
             let number = *known.entry(key).or_insert_with(|| {
-                cuts.states.push(State { cut, choice, required: Vec::new() });
+                cuts.states.push(State { cut, choice, last: cut, required: Vec::new() });
                 cuts.states.len() - 1
             });
             let state = &mut cuts.states[number];
+            state.last = cut;
             if !state.required.contains(&required[cut]) {
                 state.required.push(required[cut]);
             }
@@ -79,9 +82,11 @@ pub fn build(trace: &Trace, cuts: &Cuts, numbers: &[usize], mut each: impl FnMut
     }
 }
 
-/// A random sample of `limit` states, in order; all of them when there are fewer.
-pub fn sample(cuts: &Cuts, limit: usize, seed: u64) -> Vec<usize> {
+/// A random sample of `limit` states that a cut after event `from` or later may leave, in order; all of them
+/// when there are fewer.
+pub fn sample(cuts: &Cuts, from: usize, limit: usize, seed: u64) -> Vec<usize> {
     let mut numbers: Vec<usize> = (0..cuts.states.len()).collect();
+    numbers.retain(|number| cuts.states[*number].last >= from);
     if numbers.len() > limit {
         numbers.shuffle(&mut StdRng::seed_from_u64(seed));
         numbers.truncate(limit);
@@ -181,8 +186,11 @@ mod tests {
             assert!(keys.insert(tree.key(), number).is_none());
         });
         build(&trace, &two, &numbers, |number, tree| assert_eq!(keys[&tree.key()], number));
-        let sampled = sample(&one, 10, 3);
-        assert_eq!((sampled.len(), &sampled), (10, &sample(&one, 10, 3)));
+        let sampled = sample(&one, 0, 10, 3);
+        assert_eq!((sampled.len(), &sampled), (10, &sample(&one, 0, 10, 3)));
+        let late = sample(&one, 9, usize::MAX, 3);
+        assert!(!late.is_empty() && late.len() < numbers.len());
+        assert!(late.iter().all(|number| one.states[*number].last == 9));
     }
 
     #[test]

@@ -253,6 +253,24 @@ impl Disk {
         }
     }
 
+    /// Names in a folder, as processes see them.
+    pub fn names_in(&self, folder: Node) -> impl Iterator<Item = &String> {
+        match self.visible.get(folder.0 as usize) {
+            Some(Body::Folder(names)) => Some(names.keys()),
+            _ => None,
+        }
+        .into_iter()
+        .flatten()
+    }
+
+    /// Bytes of a file, as processes see them.
+    pub fn file(&self, node: Node) -> Option<&[u8]> {
+        match self.visible.get(node.0 as usize)? {
+            Body::File(content) => Some(&content.bytes),
+            Body::Folder(_) => None,
+        }
+    }
+
     /// Calls `each` with every folder and its path, which ends in `/` below the root.
     fn walk(&self, folder: Node, path: &str, each: &mut impl FnMut(Node, &str)) {
         each(folder, path);

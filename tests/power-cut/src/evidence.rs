@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use farlight_device::pointer::Pointer;
+use farlight_release::config;
 use serde_json::Value;
 
 use crate::disk::Disk;
 use crate::look::{self, DATABASES, Rows, Scratch, Trusted};
-use crate::trace::{Act, Event, Node, ROOT, Trace};
+use crate::trace::{Act, Event, Node, ROOT, Trace, is_digest};
 
 /// What must hold after a cut.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -244,13 +245,16 @@ impl Follower<'_> {
         self.on_trial = on_trial.filter_map(|pointer| Some(pointer.active?.digest)).collect();
     }
 
-    /// The agent looks at a release that was on trial when its life began: that life is one of its trials.
     fn opened(&mut self, node: Node) {
         let Some(path) = self.disk.path_of_node(node) else { return };
-        if let ["models", _, digest, file] = path.split('/').collect::<Vec<_>>()[..]
-            && file != "manifest.json"
-            && self.on_trial.remove(digest)
-        {
+        let ["models", model, digest, file] = path.split('/').collect::<Vec<_>>()[..] else { return };
+        let is_config = model == config::NAME;
+        if is_config && is_digest(digest) {
+            // A configuration runs nothing: reading it back from its slot, which checks it, is its self-test.
+            self.now.tested.insert(digest.to_owned());
+        }
+        // The agent looks at a release that was on trial when its life began: that life is one of its trials.
+        if (is_config || file != "manifest.json") && self.on_trial.remove(digest) {
             *self.now.starts.entry(digest.to_owned()).or_default() += 1;
         }
     }

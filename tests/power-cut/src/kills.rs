@@ -1,5 +1,5 @@
-//! kill -9 at random moments: a real agent of a real cloud goes from release to release, good and bad
-//! ones in turn, and is killed again and again. After each kill its files, and after each start the agent
+//! kill -9 at random moments: a real agent of a real cloud goes from release to release, good and bad ones,
+//! a delta and configurations in turn, and is killed again and again. After each kill its files, and after each start the agent
 //! itself, are held to the rules. This proves less than the replay (the kernel lives on, so nothing that
 //! was written is lost), but on the whole agent with its network.
 
@@ -10,17 +10,20 @@ use anyhow::{Context, ensure};
 use farlight_agent::slots::Slots;
 use farlight_agent::trust::Trust;
 use farlight_device::pointer::{Pointer, TRIALS};
+use farlight_release::config;
 use farlight_test_support::{Device, DeviceOptions, Fleet, MODEL, until};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 
 use crate::look::{self, Trusted};
-use crate::scenario::{publish_bad, publish_patient};
+use crate::scenario::{publish_bad, publish_delta, publish_patient};
 use crate::trace::Tree;
 
-/// What is rolled out in turn; the last one never passes its probation.
-const VERSIONS: [&str; 3] = ["1.1.0", "1.0.0", "1.2.0"];
+/// What is rolled out in turn. 1.1.0 has a delta against 1.0.0; 1.2.0 never passes its probation, and with it
+/// 1.1.0 leaves the device, so that the next round fetches it again.
+const RELEASES: [(&str, &str); 5] =
+    [(MODEL, "1.1.0"), (config::NAME, "1.0.0"), (MODEL, "1.0.0"), (MODEL, "1.2.0"), (config::NAME, "1.1.0")];
 /// Longest life of an agent before it is killed, milliseconds: about as long as an update takes.
 const LONGEST_LIFE: u64 = 1_200;
 /// One life in so many is ended before the agent may have come up.
@@ -31,7 +34,7 @@ const END: Duration = Duration::from_secs(120);
 /// What the last look at the files found.
 #[derive(Default)]
 struct Last {
-    pointer: u64,
+    pointers: BTreeMap<String, u64>,
     trust: Trusted,
     /// Starts seen of the release on trial: its digest and how many.
     trial: Option<(String, u32)>,
@@ -44,8 +47,10 @@ struct Last {
 pub async fn run(count: u32, seed: u64, say: &impl Fn(&str)) -> anyhow::Result<bool> {
     let mut random = StdRng::seed_from_u64(seed);
     let fleet = Fleet::start().await?;
+    let base = publish_patient(&fleet, "1.0.0").await?;
+    publish_delta(&fleet, "1.1.0", &base).await?;
     for version in ["1.0.0", "1.1.0"] {
-        publish_patient(&fleet, version).await?;
+        fleet.publish_config(version, &format!("[flags]\nlimit = {}\n", &version[..3])).await?;
     }
     publish_bad(&fleet, "1.2.0").await?;
     let mut device = fleet.device("gw-1", &DeviceOptions::default()).await?;
@@ -66,6 +71,7 @@ pub async fn run(count: u32, seed: u64, say: &impl Fn(&str)) -> anyhow::Result<b
         if let Err(error) = lived.and_then(|()| look(&device, &mut last)) {
             violations += 1;
             say(&format!("  seed {seed} kill {number}: {error:#}"));
+            say(&format!("    again: tests/power-cut/run --kills {count} --seed {seed}"));
         }
     }
     // Left alone, it comes to rest on a confirmed release.
@@ -105,11 +111,11 @@ impl Rollouts {
             }
             *self.ended.entry(state).or_default() += 1;
         }
-        let version = VERSIONS[self.begun % VERSIONS.len()];
+        let (model, version) = RELEASES[self.begun % RELEASES.len()];
         self.begun += 1;
-        self.current = Some(
-            fleet.roll_out_with(&format!("{MODEL}/{version}"), &json!({ "deadline_seconds": 30 })).await?,
-        );
+        // What a kill or its own fault ended before is tried again.
+        let settings = json!({ "deadline_seconds": 30, "retry_failed": true });
+        self.current = Some(fleet.roll_out_with(&format!("{model}/{version}"), &settings).await?);
         Ok(())
     }
 
@@ -175,19 +181,20 @@ fn count_trial(before: &Pointer, digest: &str, last: &mut Last) -> anyhow::Resul
 /// Looks at the files of a killed agent.
 fn look(device: &Device, last: &mut Last) -> anyhow::Result<()> {
     let state = device.state_dir();
-    let pointer = pointer(device)?;
-    ensure!(
-        pointer.sequence >= last.pointer,
-        "the pointer went from {} back to {}",
-        last.pointer,
-        pointer.sequence
-    );
-    last.pointer = pointer.sequence;
+    ensure!(pointer(device)?.active.is_some(), "no release is active");
     let slots = Slots::new(&state);
-    for slot in pointer.active.iter().chain(&pointer.previous) {
-        slots.open(slot).with_context(|| format!("{} is not whole", slot.release))?;
+    for (model, pointer) in look::pointers_on_disk(&state)? {
+        let pointer = pointer.with_context(|| format!("the pointer of {model} is damaged"))?;
+        let before = last.pointers.insert(model.clone(), pointer.sequence).unwrap_or_default();
+        let now = pointer.sequence;
+        ensure!(now >= before, "the pointer of {model} went from {before} back to {now}");
+        for slot in pointer.active.iter().chain(&pointer.previous) {
+            slots.open(slot).with_context(|| format!("{} is not whole", slot.release))?;
+        }
     }
-    ensure!(pointer.active.is_some(), "no release is active");
+    for model in last.pointers.keys() {
+        ensure!(state.join("models").join(model).join("active").exists(), "the pointer of {model} is gone");
+    }
     let trusted = look::trusted(&Tree::read(&state)?).context("the trust store is gone or damaged")?;
     ensure!(trusted.behind(&last.trust).is_empty(), "{:?} went back", trusted.behind(&last.trust));
     last.trust = trusted;

@@ -13,8 +13,9 @@ use farlight_power_cut::replay::{self, Plan, Summary};
 use farlight_power_cut::scenario::{self, Recording, Scenario};
 use farlight_test_support::workspace_root;
 
-/// States examined of each scenario in the short form: two cores take about twenty seconds for them.
-const SHORT: usize = 1_000;
+/// States examined of each scenario when neither all nor another number is asked for: two cores take about
+/// twenty seconds for them.
+const SAMPLE: usize = 1_000;
 /// Violations printed of each scenario: more say little new.
 const SHOWN: usize = 5;
 
@@ -25,6 +26,9 @@ struct Args {
     /// Examine every state instead of a random sample of each scenario.
     #[arg(long)]
     full: bool,
+    /// Examine a random sample of so many states of each scenario.
+    #[arg(long, value_name = "N", default_value_t = SAMPLE, conflicts_with = "full")]
+    sample: usize,
     /// Only this scenario.
     #[arg(long)]
     scenario: Option<Scenario>,
@@ -63,10 +67,11 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     let seed = args.seed.unwrap_or_else(rand::random);
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     if let Some(count) = args.kills {
-        return runtime.block_on(kills::run(count, seed, &say));
+        let again = || format!("again: tests/power-cut/run --kills {count} --seed {seed}");
+        return runtime.block_on(kills::run(count, seed, &say)).with_context(again);
     }
-    let limit = if args.full { usize::MAX } else { SHORT };
-    let plan = Plan { seed, limit, only: args.state, until: None };
+    let limit = if args.full { usize::MAX } else { args.sample };
+    let plan = Plan { seed, from: 0, limit, only: args.state, until: None };
     if let Some(folder) = &args.replay {
         let recording = scenario::load(folder)?;
         return examine(&recording, folder, &plan);
@@ -80,7 +85,10 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         }
         let recording = runtime
             .block_on(scenario::record(scenario, &folder))
-            .with_context(|| format!("record {}", scenario.name()))?;
+            .with_context(|| {
+                let name = scenario.name();
+                format!("record {name}; again: tests/power-cut/run --scenario {name} --seed {seed}")
+            })?;
         holds &= examine(&recording, &folder, &plan)?;
     }
     Ok(holds)

@@ -22,6 +22,8 @@ const WAITING: usize = 4;
 pub struct Plan {
     /// Seed of random choices.
     pub seed: u64,
+    /// Only states that a cut after this event or a later one may leave.
+    pub from: usize,
     /// Most states to examine; a random sample when there are more.
     pub limit: usize,
     /// Only this state.
@@ -57,7 +59,7 @@ pub fn replay(trace: &Trace, may_remove: bool, plan: &Plan) -> anyhow::Result<Su
         Some(number) => {
             return Err(anyhow!("there are only {} states, no state {number}", cuts.states.len()));
         }
-        None => cuts::sample(&cuts, plan.limit, plan.seed),
+        None => cuts::sample(&cuts, plan.from, plan.limit, plan.seed),
     };
     let found = Mutex::new(BTreeMap::new());
     let stop = AtomicBool::new(false);

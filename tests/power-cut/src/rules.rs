@@ -25,6 +25,9 @@ pub enum Rule {
     Counted,
     /// 5. A release on trial that never passes is given up for the last confirmed one, without network.
     GivesUp,
+    /// What has the name of a slot is whole: neither a download nor a deletion that was cut off looks like a
+    /// release that is there.
+    Slots,
     /// The agent starts.
     Starts,
     /// A pointer is whole, and no older than what was relied upon.
@@ -82,6 +85,9 @@ fn pointers(outcome: &Outcome, required: &Required, broken: &mut impl FnMut(Rule
     }
     for text in &outcome.broken {
         broken(Rule::Kept, format!("a pointer names what is not whole: {text}"));
+    }
+    for text in &outcome.halves {
+        broken(Rule::Slots, format!("half a slot has its name: {text}"));
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::disk::Disk;
-use crate::trace::{Trace, Tree};
+use crate::trace::{Act, Node, Trace, Tree, is_digest};
 use crate::{record, strace};
 
 /// Longest wait for one step.
@@ -32,11 +32,16 @@ pub enum Scenario {
     Install,
     /// 1.0.0 → 1.1.0, confirmed.
     Update,
+    /// 1.0.0 → a retrained 1.1.0, whose model is made of the old one by a delta; confirmed.
+    Delta,
+    /// Configuration 1.0.0 → 1.1.0, confirmed.
+    Config,
     /// 1.0.0 → a bad 1.2.0, which fails its probation and is taken back.
     Rollback,
     /// 1.0.0 → 1.1.0, killed in its probation until its trials are used up.
     CrashLoop,
-    /// Leftovers of earlier cuts, an update, and back by an aborted rollout: everything is collected.
+    /// Leftovers of earlier cuts, 1.1.0 → 1.2.0, by which 1.0.0 is no longer needed, and back by an aborted
+    /// rollout: everything that no pointer names is collected.
     Collect,
 }
 
@@ -58,7 +63,15 @@ struct About {
 
 impl Scenario {
     /// All scenarios.
-    pub const ALL: [Self; 5] = [Self::Install, Self::Update, Self::Rollback, Self::CrashLoop, Self::Collect];
+    pub const ALL: [Self; 7] = [
+        Self::Install,
+        Self::Update,
+        Self::Delta,
+        Self::Config,
+        Self::Rollback,
+        Self::CrashLoop,
+        Self::Collect,
+    ];
 
     /// Its name on the command line.
     pub fn name(self) -> String {
@@ -72,16 +85,31 @@ impl Scenario {
 
     /// What happens before the recording; the device is then stopped.
     async fn prepare(self, fleet: &Fleet) -> anyhow::Result<Device> {
-        publish_patient(fleet, "1.0.0").await?;
+        let base = publish_patient(fleet, "1.0.0").await?;
         if self == Self::Install {
             return fleet.unenrolled("gw-1", &DeviceOptions::default()).await;
         }
         let mut device = fleet.device("gw-1", &DeviceOptions::default()).await?;
-        let rollout = fleet.roll_out("1.0.0").await?;
-        fleet.rollout_is(&rollout, "completed", &[&device]).await?;
+        completed(fleet, &format!("{MODEL}/1.0.0"), &device).await?;
         match self {
             Self::Rollback => publish_bad(fleet, "1.2.0").await?,
-            _ => publish_patient(fleet, "1.1.0").await?,
+            Self::Delta => {
+                let bundle = publish_delta(fleet, "1.1.0", &base).await?;
+                fleet.withhold_model(&bundle)?;
+            }
+            Self::Config => {
+                fleet.publish_config("1.0.0", "[flags]\nlimit = 1.0\n").await?;
+                completed(fleet, "config/1.0.0", &device).await?;
+                fleet.publish_config("1.1.0", "[flags]\nlimit = 2.0\n").await?;
+            }
+            Self::Install | Self::Update | Self::CrashLoop => {
+                publish_patient(fleet, "1.1.0").await?;
+            }
+            Self::Collect => {
+                publish_patient(fleet, "1.1.0").await?;
+                completed(fleet, &format!("{MODEL}/1.1.0"), &device).await?;
+                publish_patient(fleet, "1.2.0").await?;
+            }
         }
         device.stop().await?;
         if self == Self::Collect {
@@ -103,10 +131,8 @@ impl Scenario {
                 })
                 .await?;
             }
-            Self::Update => {
-                let rollout = fleet.roll_out("1.1.0").await?;
-                fleet.rollout_is(&rollout, "completed", &[&*device]).await?;
-            }
+            Self::Update | Self::Delta => completed(fleet, &format!("{MODEL}/1.1.0"), device).await?,
+            Self::Config => completed(fleet, "config/1.1.0", device).await?,
             Self::Rollback => {
                 let rollout = fleet.roll_out("1.2.0").await?;
                 fleet.rollout_is(&rollout, "aborted", &[&*device]).await?;
@@ -128,10 +154,10 @@ impl Scenario {
                 runs(device, "1.0.0").await?;
             }
             Self::Collect => {
-                let rollout = fleet.roll_out_soaking("1.1.0", ENDLESS).await?;
+                let rollout = fleet.roll_out_soaking("1.2.0", ENDLESS).await?;
                 confirmed(fleet, &rollout, device).await?;
                 abort(fleet, &rollout).await?;
-                runs(device, "1.0.0").await?;
+                runs(device, "1.1.0").await?;
                 until("it is confirmed", STEP, async || {
                     // Without requests no probation passes.
                     let _ = Device::infer(&device.client(), MODEL, "asked", &[6, 100], &[0.1; 600]).await;
@@ -146,6 +172,13 @@ impl Scenario {
         device.stop().await?;
         recorder.ended(device).await
     }
+}
+
+/// Rolls a release out to the device and waits until it is confirmed everywhere.
+async fn completed(fleet: &Fleet, release: &str, device: &Device) -> anyhow::Result<()> {
+    let rollout = fleet.roll_out_with(release, &json!({})).await?;
+    fleet.rollout_is(&rollout, "completed", &[device]).await?;
+    Ok(())
 }
 
 async fn runs(device: &Device, version: &str) -> anyhow::Result<()> {
@@ -178,18 +211,41 @@ pub async fn publish_bad(fleet: &Fleet, version: &str) -> anyhow::Result<()> {
         ("min_accuracy = 0.80", "min_accuracy = 0.0"),
         ("step = \"softmax\"", "step = \"softmax\"\n\n[[post]]\nstep = \"abstain\"\nthreshold = 0.999999"),
     ];
-    publish_changed(fleet, version, &shy).await
+    let recipe = recipe(fleet, version, &shy)?;
+    fleet.publish_from(&recipe, &model(), version).await?;
+    Ok(())
 }
 
-/// Publishes a release that passes its self-test also where the machine is busy and every call is recorded.
+/// Publishes a release that passes its self-test also where the machine is busy and every call is recorded;
+/// the bundle's folder.
 ///
 /// # Errors
 /// When it cannot be built or published.
-pub async fn publish_patient(fleet: &Fleet, version: &str) -> anyhow::Result<()> {
-    publish_changed(fleet, version, &[]).await
+pub async fn publish_patient(fleet: &Fleet, version: &str) -> anyhow::Result<PathBuf> {
+    let recipe = recipe(fleet, version, &[])?;
+    fleet.publish_from(&recipe, &model(), version).await
 }
 
-async fn publish_changed(fleet: &Fleet, version: &str, changes: &[(&str, &str)]) -> anyhow::Result<()> {
+/// Publishes a retrained release that has a delta against `base`, a bundle's folder; its own bundle's folder.
+///
+/// # Errors
+/// When it cannot be built or published, or the delta is not offered.
+pub async fn publish_delta(fleet: &Fleet, version: &str, base: &Path) -> anyhow::Result<PathBuf> {
+    let (recipe, model) = (recipe(fleet, version, &[])?, fleet.retrained_model()?);
+    let base = base.to_str().context("the bundle's path is not text")?;
+    let out = fleet.folder.path().join(version);
+    let built = fleet.operator.build(&recipe, &model, version, &out, &["--base", base]).await?;
+    ensure!(built["deltas"][0]["offered"] == true, "no delta is offered: {built}");
+    fleet.operator.publish(&out).await?;
+    Ok(out)
+}
+
+fn model() -> PathBuf {
+    workspace_root().join("models").join(MODEL).join("model.onnx")
+}
+
+/// The reference model's recipe with changes.
+fn recipe(fleet: &Fleet, version: &str, changes: &[(&str, &str)]) -> anyhow::Result<PathBuf> {
     let model = workspace_root().join("models").join(MODEL);
     let mut recipe = std::fs::read_to_string(model.join("release.toml"))?;
     for (from, to) in [PATIENT].iter().chain(changes) {
@@ -199,9 +255,9 @@ async fn publish_changed(fleet: &Fleet, version: &str, changes: &[(&str, &str)])
     let folder = fleet.folder.path().join(format!("recipe-{version}"));
     std::fs::create_dir_all(&folder)?;
     std::os::unix::fs::symlink(model.join("data"), folder.join("data"))?;
-    std::fs::write(folder.join("release.toml"), recipe)?;
-    fleet.publish_from(&folder.join("release.toml"), &model.join("model.onnx"), version).await?;
-    Ok(())
+    let path = folder.join("release.toml");
+    std::fs::write(&path, recipe)?;
+    Ok(path)
 }
 
 /// What cuts in an earlier life may have left: a release half fetched and one half deleted.
@@ -282,7 +338,25 @@ pub async fn record(scenario: Scenario, folder: &Path) -> anyhow::Result<Recordi
     });
     let differences = disk.visible().differences(&Tree::read(&state_dir)?);
     ensure!(differences.is_empty(), "the recording missed something: {differences:?} differ from the disk");
+    if scenario == Scenario::Delta {
+        made_by_delta(&recording.trace).context("the recording shows no file made by a delta")?;
+    }
     Ok(recording)
+}
+
+/// The file that was made by a delta: the agent fetched a delta, opened it, and the next file of a release that
+/// it made, in the same folder, holds what came of it.
+pub fn made_by_delta(trace: &Trace) -> Option<Node> {
+    let (part, delta) = trace.events.iter().find_map(|event| match &event.act {
+        Act::Create { folder, name, node, is_folder: false } if name == "delta" => Some((*folder, *node)),
+        _ => None,
+    })?;
+    // The fetch opens it, too; applying it comes last.
+    let opened = trace.events.iter().rposition(|event| event.act == Act::Open { node: delta })?;
+    trace.events[opened..].iter().find_map(|event| match &event.act {
+        Act::Create { folder, name, node, is_folder: false } if *folder == part && is_digest(name) => Some(*node),
+        _ => None,
+    })
 }
 
 /// Loads a recording.

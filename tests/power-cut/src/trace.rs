@@ -192,6 +192,11 @@ pub fn is_ignored(name: &str) -> bool {
     name.ends_with("-shm") || name == "lock" || name == "admin.sock"
 }
 
+/// Whether a name is a SHA-256 in hex: slots and the files in them are named so.
+pub fn is_digest(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 impl Tree {
     /// Reads a folder.
     ///

@@ -242,6 +242,23 @@ impl Device {
         }
     }
 
+    /// Makes the agent hang: it is there and does nothing any more.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn hang(&self) -> anyhow::Result<()> {
+        self.process.as_ref().context("the agent does not run")?.hang()
+    }
+
+    /// Ends the agent as systemd's watchdog does; how it ended.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end.
+    pub async fn abort(&mut self) -> anyhow::Result<std::process::ExitStatus> {
+        let mut process = self.process.take().context("the agent does not run")?;
+        process.abort().await
+    }
+
     /// What the agent says of itself.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use farlight_onnx::{Limits, Model, tensor};
 use serde_json::{Value, json};
 
 use crate::{Cloud, Device, DeviceOptions, Operator, Programs, until, workspace_root};
@@ -59,6 +60,50 @@ impl Fleet {
         self.operator.build(recipe, model, version, &out, &[]).await?;
         self.operator.publish(&out).await?;
         Ok(out)
+    }
+
+    /// Builds a configuration release from settings, signs and publishes it.
+    ///
+    /// # Errors
+    /// When a command fails.
+    pub async fn publish_config(&self, version: &str, settings: &str) -> anyhow::Result<()> {
+        let folder = self.folder.path().join(format!("config-{version}"));
+        let file = folder.with_extension("toml");
+        std::fs::write(&file, settings)?;
+        let (file, out) = (file.display().to_string(), folder.display().to_string());
+        self.operator.run(&["config", "build", &file, "--version", version, "--out", &out]).await?;
+        self.operator.publish(&folder).await
+    }
+
+    /// The reference model after a training that moved every weight a little; its file.
+    ///
+    /// # Errors
+    /// When the model cannot be read, or the file not written.
+    pub fn retrained_model(&self) -> anyhow::Result<PathBuf> {
+        let bytes = std::fs::read(workspace_root().join("models").join(MODEL).join("model.onnx"))?;
+        let mut model = Model::parse(&bytes, &Limits::default())?;
+        for weights in model.graph().initializer.clone() {
+            if weights.data_type() == tensor::FLOAT {
+                let values = tensor::to_f32(&weights)?.into_iter().enumerate();
+                let moved: Vec<f32> = values.map(|(i, value)| value + 1e-4 * (i as f32 * 0.7).sin()).collect();
+                model.replace_f32(weights.name(), &moved)?;
+            }
+        }
+        let path = self.folder.path().join("retrained.onnx");
+        std::fs::write(&path, model.to_bytes())?;
+        Ok(path)
+    }
+
+    /// Takes the whole model file of a published bundle out of the cloud's repository: a device that runs it
+    /// then made it by a delta. The file's id.
+    ///
+    /// # Errors
+    /// When the manifest cannot be read, or the file not deleted.
+    pub fn withhold_model(&self, bundle: &Path) -> anyhow::Result<String> {
+        let manifest: Value = serde_json::from_slice(&std::fs::read(bundle.join("manifest.json"))?)?;
+        let id = manifest["variants"][0]["blob"]["id"].as_str().context("no model in the manifest")?;
+        std::fs::remove_file(self.cloud.folder().join("repo/blobs").join(id))?;
+        Ok(id.to_owned())
     }
 
     /// The recipe of the reference model with a memory budget that nothing keeps.

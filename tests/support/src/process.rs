@@ -1,7 +1,7 @@
 //! Finding the programs and running them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, bail};
 
@@ -80,7 +80,7 @@ impl Process {
         self.child.stdout.take().with_context(|| format!("{} has no output left", self.what))
     }
 
-    pub(crate) fn exited(&mut self) -> anyhow::Result<Option<std::process::ExitStatus>> {
+    pub(crate) fn exited(&mut self) -> anyhow::Result<Option<ExitStatus>> {
         self.child.try_wait().with_context(|| format!("look at {}", self.what))
     }
 
@@ -93,11 +93,32 @@ impl Process {
 
     /// SIGTERM, and waits for the end.
     pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
-        let pid = self.child.id().to_string();
-        Command::new("kill").arg(&pid).status().context("send SIGTERM")?;
+        self.signal("TERM")?;
+        self.ended().await.map(|_| ())
+    }
+
+    /// SIGSTOP: from here on it hangs.
+    pub(crate) fn hang(&self) -> anyhow::Result<()> {
+        self.signal("STOP")
+    }
+
+    /// What systemd does to a process whose watchdog is silent: SIGABRT, and SIGCONT so that also one that
+    /// stands takes it. Waits for the end.
+    pub(crate) async fn abort(&mut self) -> anyhow::Result<ExitStatus> {
+        self.signal("ABRT")?;
+        self.signal("CONT")?;
+        self.ended().await
+    }
+
+    /// One that has ended already is not reached: its end is seen in any case.
+    fn signal(&self, name: &str) -> anyhow::Result<()> {
+        let sent = Command::new("kill").arg("-s").arg(name).arg(self.id().to_string()).status();
+        sent.map(|_| ()).with_context(|| format!("send SIG{name}"))
+    }
+
+    async fn ended(&mut self) -> anyhow::Result<ExitStatus> {
         let what = format!("{} ends", self.what);
-        crate::until(&what, std::time::Duration::from_secs(20), async || self.exited()).await?;
-        Ok(())
+        crate::until(&what, std::time::Duration::from_secs(20), async || self.exited()).await
     }
 }
 
