@@ -7,8 +7,8 @@ use anyhow::Context;
 use farlight_wire::report::UpdateState;
 
 use self::edit::{
-    commit, delete_too, deletion, drop_syncs, folder_of_move, in_place, is_agent_start, is_self_test, is_slot_move,
-    moved_nodes, moved_to, names, paths, pointer_group, pointers, position, shift,
+    commit, delete_too, deletion, drop_syncs, folder_of_move, in_place, is_agent_start, is_self_test,
+    is_slot_move, moved_nodes, moved_to, names, paths, pointer_group, pointers, position, shift,
 };
 use crate::rules::Rule;
 use crate::scenario::{Scenario, made_by_delta};
@@ -222,7 +222,8 @@ impl Fault {
             Self::EarlyCollection => {
                 let deletion = deletion(trace)?;
                 let digest = &deletion.digest;
-                let leaves = |(_, before, after): &(usize, _, _)| names(before, digest) && !names(after, digest);
+                let leaves =
+                    |(_, before, after): &(usize, _, _)| names(before, digest) && !names(after, digest);
                 let (pointer, ..) =
                     pointers(trace).into_iter().rfind(leaves).context("no pointer ever named it")?;
                 changed = shift(trace, &deletion.group, pointer_group(trace, pointer)?[0]);

@@ -83,12 +83,10 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         if folder.exists() {
             std::fs::remove_dir_all(&folder).with_context(|| format!("empty {}", folder.display()))?;
         }
-        let recording = runtime
-            .block_on(scenario::record(scenario, &folder))
-            .with_context(|| {
-                let name = scenario.name();
-                format!("record {name}; again: tests/power-cut/run --scenario {name} --seed {seed}")
-            })?;
+        let recording = runtime.block_on(scenario::record(scenario, &folder)).with_context(|| {
+            let name = scenario.name();
+            format!("record {name}; again: tests/power-cut/run --scenario {name} --seed {seed}")
+        })?;
         holds &= examine(&recording, &folder, &plan)?;
     }
     Ok(holds)

@@ -354,7 +354,9 @@ pub fn made_by_delta(trace: &Trace) -> Option<Node> {
     // The fetch opens it, too; applying it comes last.
     let opened = trace.events.iter().rposition(|event| event.act == Act::Open { node: delta })?;
     trace.events[opened..].iter().find_map(|event| match &event.act {
-        Act::Create { folder, name, node, is_folder: false } if *folder == part && is_digest(name) => Some(*node),
+        Act::Create { folder, name, node, is_folder: false } if *folder == part && is_digest(name) => {
+            Some(*node)
+        }
         _ => None,
     })
 }

@@ -85,7 +85,8 @@ impl Fleet {
         for weights in model.graph().initializer.clone() {
             if weights.data_type() == tensor::FLOAT {
                 let values = tensor::to_f32(&weights)?.into_iter().enumerate();
-                let moved: Vec<f32> = values.map(|(i, value)| value + 1e-4 * (i as f32 * 0.7).sin()).collect();
+                let moved: Vec<f32> =
+                    values.map(|(i, value)| value + 1e-4 * (i as f32 * 0.7).sin()).collect();
                 model.replace_f32(weights.name(), &moved)?;
             }
         }
