@@ -96,7 +96,7 @@ async fn a_hang_that_the_watchdog_ends_uses_up_a_trial() {
     assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.0.0"));
     assert_eq!(pointer(&device)["trials"], Value::Null);
     let (_, text) = device.cli(&["history", "--limit", "3"]).await.unwrap();
-    assert!(text.contains("rolled_back") && text.contains("probation.crashes"), "{text}");
+    assert!(text.contains("rolled_back") && text.contains("probation.crash_loop"), "{text}");
 }
 
 /// The agent turns, hangs, and is ended when the watchdog fires.

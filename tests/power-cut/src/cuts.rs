@@ -1,5 +1,6 @@
-//! Which states a cut may leave: for each moment a set of choices of what survives, numbered the same way
-//! for the same recording and seed, so that one can be looked at again.
+//! Which states a cut may leave: for each moment a set of choices of what survives (all of them where little is
+//! pending, else each prefix, each change alone and each alone missing, and random ones; torn writes), numbered
+//! the same way for the same recording and seed, so that one can be looked at again.
 
 use std::collections::HashMap;
 
@@ -12,6 +13,8 @@ use crate::trace::{Trace, Tree};
 
 /// Random subsets tried at each moment.
 const RANDOM: usize = 8;
+/// Pending changes up to which every subset is tried.
+const SUBSETS: usize = 6;
 /// Pending changes up to which each prefix, each one dropped and each one kept is tried; of more, a
 /// random sample of so many.
 const EACH: usize = 24;
@@ -106,15 +109,19 @@ fn choices(pending: &[&Change], seed: u64, cut: usize) -> Vec<Choice> {
         return all;
     }
     all.push(whole(&|_| true));
-    let mut each: Vec<usize> = (0..n).collect();
-    if n > EACH {
-        each.shuffle(&mut random);
-        each.truncate(EACH);
-    }
-    for one in each {
-        all.push(whole(&|at| at < one));
-        all.push(whole(&|at| at != one));
-        all.push(whole(&|at| at == one));
+    if n <= SUBSETS {
+        all.extend((1..(1_u32 << n) - 1).map(|kept| whole(&|at| kept & 1 << at != 0)));
+    } else {
+        let mut each: Vec<usize> = (0..n).collect();
+        if n > EACH {
+            each.shuffle(&mut random);
+            each.truncate(EACH);
+        }
+        for one in each {
+            all.push(whole(&|at| at < one));
+            all.push(whole(&|at| at != one));
+            all.push(whole(&|at| at == one));
+        }
     }
     // The last write, torn, with everything before it and with nothing.
     if let Some(last) = pending.iter().rposition(|change| change.sectors() > 0) {
@@ -191,6 +198,18 @@ mod tests {
         let late = sample(&one, 9, usize::MAX, 3);
         assert!(!late.is_empty() && late.len() < numbers.len());
         assert!(late.iter().all(|number| one.states[*number].last == 9));
+    }
+
+    #[test]
+    fn of_few_pending_changes_every_subset_is_tried() {
+        let change = Change::Resize { node: Node(1), length: 0 };
+        for n in 1..=SUBSETS {
+            let pending = vec![&change; n];
+            let whole = |choice: &Choice| choice.iter().all(|part| matches!(part, None | Some(Part::Whole)));
+            let tried = choices(&pending, 7, 0);
+            let tried: std::collections::HashSet<Choice> = tried.into_iter().filter(whole).collect();
+            assert_eq!(tried.len(), 1 << n);
+        }
     }
 
     #[test]
