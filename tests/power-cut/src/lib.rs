@@ -1,6 +1,7 @@
-//! The power-cut rig: records what the real agent does to its state directory, builds every state that a
-//! power cut may leave under the strict POSIX model, starts the agent's own boot code in each, and holds
-//! the result to what had been relied upon before the cut.
+//! The power-cut rig: records what the real agent does to its state directory (`record`, by strace), builds the
+//! states that a power cut may leave under the strict POSIX model (`disk`, `cuts`), starts the agent's own boot
+//! code in each (`boot`), and holds the result (`rules`) to what had been relied upon before the cut (`evidence`).
+//! `faults` plants faults into recordings: the rig must see them. `kills` is kill -9 on the whole agent.
 
 pub mod boot;
 pub mod cuts;
