@@ -4,11 +4,13 @@
 mod edit;
 
 use anyhow::Context;
+use farlight_device::pointer::Pointer;
 use farlight_wire::report::UpdateState;
 
 use self::edit::{
     commit, delete_too, deletion, drop_syncs, folder_of_move, in_place, is_agent_start, is_self_test,
-    is_slot_move, moved_nodes, moved_to, names, paths, pointer_group, pointers, position, shift,
+    is_slot_move, moved_nodes, moved_to, names, paths, pointer_group, pointers, position, rewrite_pointers,
+    shift,
 };
 use crate::rules::Rule;
 use crate::scenario::{Scenario, made_by_delta};
@@ -37,6 +39,8 @@ pub enum Fault {
     PointerBeforeTest,
     /// The pointer is written in place.
     PointerInPlace,
+    /// A release on trial gets as many starts as it wants.
+    TrialsWithoutEnd,
     /// The end of an update is reported before the pointer holds it.
     ReportBeforePointer,
     /// A release is deleted before the pointer that no longer names it is durable.
@@ -61,7 +65,7 @@ pub enum Fault {
 
 impl Fault {
     /// All faults.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::FilesNotSynced,
         Self::DeltaResultNotSynced,
         Self::SlotNotSynced,
@@ -72,6 +76,7 @@ impl Fault {
         Self::PointerBeforeData,
         Self::PointerBeforeTest,
         Self::PointerInPlace,
+        Self::TrialsWithoutEnd,
         Self::ReportBeforePointer,
         Self::EarlyCollection,
         Self::GreedyCollection,
@@ -95,6 +100,7 @@ impl Fault {
             | Self::PointerBeforeData
             | Self::PointerBeforeTest
             | Self::PointerInPlace
+            | Self::TrialsWithoutEnd
             | Self::TrustMoveNotSynced
             | Self::TrustNotSynced
             | Self::CommitsNotSynced => &[Scenario::Update, Scenario::Delta, Scenario::Config],
@@ -127,6 +133,7 @@ impl Fault {
             | Self::PointerMoveNotSynced
             | Self::RevertNotSynced
             | Self::PointerInPlace => Rule::Pointer,
+            Self::TrialsWithoutEnd => Rule::GivesUp,
             Self::ReportBeforePointer => Rule::Reports,
             Self::TrashMoveNotSynced => Rule::Slots,
             Self::AttemptCountedLate | Self::TrialCountedLate => Rule::Counted,
@@ -203,6 +210,10 @@ impl Fault {
                 changed = shift(trace, &pointer_group(trace, 0)?, opened);
             }
             Self::PointerInPlace => in_place(&mut changed, "active")?,
+            Self::TrialsWithoutEnd => rewrite_pointers(&mut changed, |pointer| Pointer {
+                trials: pointer.trials.map(|_| u8::MAX),
+                ..pointer
+            })?,
             Self::ReportBeforePointer => {
                 let (_, _, first) = pointers(trace).into_iter().next().context("no pointer")?;
                 let release = first.active.context("no release is activated")?.release;

@@ -254,6 +254,23 @@ pub(super) fn shift(trace: &Trace, group: &[usize], to: usize) -> Trace {
     Trace { before: trace.before.clone(), events }
 }
 
+/// Changes what is written into the pointer files.
+pub(super) fn rewrite_pointers(trace: &mut Trace, change: impl Fn(Pointer) -> Pointer) -> anyhow::Result<()> {
+    let files = moved_nodes(trace, &["active"]);
+    let mut rewritten = 0;
+    for event in &mut trace.events {
+        if let Act::Write { node, bytes, .. } = &mut event.act
+            && files.contains(node)
+        {
+            let pointer = Pointer::decode(bytes).context("a pointer is not written at once")?;
+            *bytes = Arc::new(change(pointer).encode());
+            rewritten += 1;
+        }
+    }
+    ensure!(rewritten > 0, "no pointer is written");
+    Ok(())
+}
+
 /// Replaces create, write, move by cutting and writing the file that is there; the syncs stay.
 pub(super) fn in_place(trace: &mut Trace, name: &str) -> anyhow::Result<()> {
     let mut disk = Disk::new(trace);
