@@ -26,16 +26,13 @@ fn broken_by(fault: Fault, recording: &Recording) -> (Vec<Rule>, usize) {
     // Before the fault everything is as it was without it.
     let same = planted.events.iter().zip(&recording.trace.events).take_while(|(one, other)| one == other);
     let from = same.count();
-    let mut examined = 0;
-    for limit in [FEW, usize::MAX] {
+    let examine = |limit| {
         let found = replay(recording, &planted, from, limit, Some(fault.breaks()));
-        let rules: Vec<Rule> = found.violations.values().flatten().map(|violation| violation.rule).collect();
-        examined += found.examined;
-        if rules.contains(&fault.breaks()) || limit == usize::MAX {
-            return (rules, examined);
-        }
-    }
-    unreachable!("the last limit is none");
+        let violations = found.violations.values().flatten();
+        (violations.map(|violation| violation.rule).collect::<Vec<Rule>>(), found.examined)
+    };
+    let few = examine(FEW);
+    if few.0.contains(&fault.breaks()) { few } else { examine(usize::MAX) }
 }
 
 /// Records a scenario, holds it to the rules, then plants each of its faults.
