@@ -1,7 +1,8 @@
 //! The power-cut rig: records what the real agent does to its state directory (`record`, by strace), builds the
 //! states that a power cut may leave under the strict POSIX model (`disk`, `cuts`), starts the agent's own boot
 //! code in each (`boot`), and holds the result (`rules`) to what had been relied upon before the cut (`evidence`).
-//! `faults` plants faults into recordings: the rig must see them. `kills` is kill -9 on the whole agent.
+//! `faults` plants faults into recordings: the rig must see them. `kills` is kill -9 on the whole agent,
+//! `machine` a whole machine that is switched off.
 
 pub mod boot;
 pub mod cuts;
@@ -10,6 +11,7 @@ pub mod evidence;
 pub mod faults;
 pub mod kills;
 pub mod look;
+pub mod machine;
 pub mod record;
 pub mod replay;
 pub mod rules;

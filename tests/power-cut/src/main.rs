@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Parser;
-use farlight_power_cut::kills;
 use farlight_power_cut::replay::{self, Plan, Summary};
 use farlight_power_cut::scenario::{self, Recording, Scenario};
+use farlight_power_cut::{kills, machine};
 use farlight_test_support::workspace_root;
 
 /// States examined of each scenario when neither all nor another number is asked for: two cores take about
@@ -38,6 +38,13 @@ struct Args {
     /// Instead of replaying, kill the agent so many times at random moments of updates and rollbacks.
     #[arg(long, value_name = "N")]
     kills: Option<u32>,
+    /// Instead of replaying, switch a machine with a disk of its own off so many times while the agent installs
+    /// releases.
+    #[arg(long, value_name = "N", conflicts_with = "kills")]
+    cuts: Option<u32>,
+    /// Leave every sync of the agent out, and succeed when that is found out.
+    #[arg(long, requires = "cuts")]
+    unsynced: bool,
     /// Replay the recording in this folder again.
     #[arg(long, value_name = "FOLDER")]
     replay: Option<PathBuf>,
@@ -69,6 +76,10 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     if let Some(count) = args.kills {
         let again = || format!("again: tests/power-cut/run --kills {count} --seed {seed}");
         return runtime.block_on(kills::run(count, seed, &say)).with_context(again);
+    }
+    if let Some(count) = args.cuts {
+        let again = || format!("again: tests/power-cut/run --cuts {count} --seed {seed}");
+        return machine::run(&runtime, count, seed, args.unsynced, &say).with_context(again);
     }
     let limit = if args.full { usize::MAX } else { args.sample };
     let plan = Plan { seed, from: 0, limit, only: args.state, until: None };
