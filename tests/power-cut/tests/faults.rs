@@ -48,7 +48,6 @@ fn each_fault_is_caught(scenario: Scenario) {
     for fault in faults {
         let (rules, examined) = broken_by(fault, &recording);
         assert!(rules.contains(&fault.breaks()), "{fault:?} is not caught: {rules:?} in {examined} states");
-        println!("{fault:?} breaks {:?}: seen in {examined} states", fault.breaks());
     }
 }
 
