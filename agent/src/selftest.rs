@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 
 use crate::slots;
-use crate::transfer::coded;
 
 /// Address space beyond the manifest's memory budget that the process itself needs.
 const OVERHEAD_BYTES: u64 = 512 * 1024 * 1024;
@@ -90,7 +89,7 @@ pub async fn run(program: &Path, folder: &Path, digest: &str, limit: Duration) -
         let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL)..]).into_owned();
         let text = format!("the self-test ended with {status}; its log ends: {tail}");
         let code = match status.signal() {
-            _ if is_out_of_memory(&tail) => Code::SelfTestBudget,
+            _ if is_out_of_memory(&tail) => Code::SelfTestMemory,
             Some(XCPU | KILL) if started.elapsed() + SECOND >= limit => Code::SelfTestTimeout,
             _ => Code::SelfTestCrashed,
         };
@@ -98,7 +97,10 @@ pub async fn run(program: &Path, folder: &Path, digest: &str, limit: Duration) -
     };
     match outcome.failure {
         None => Ok(outcome),
-        Some((code, message)) => Err(coded(&code, message)),
+        // The child is this very program, so that it has no codes of its own.
+        Some((code, message)) => {
+            Err(Failure::new(Code::parse(&code).unwrap_or(Code::SelfTestCrashed), message))
+        }
     }
 }
 
@@ -123,8 +125,8 @@ fn test(folder: &Path, digest: &str, cpu_seconds: u64, outcome: &mut Outcome) ->
     limit(budgets.memory_kib, cpu_seconds).map_err(|e| fail(Code::SelfTestCrashed, e.to_string()))?;
 
     let pipeline =
-        Pipeline::load(&whole.manifest, &whole.model).map_err(|e| fail(Code::SelfTestLoad, e.to_string()))?;
-    let mut worker = pipeline.worker().map_err(|e| fail(Code::SelfTestLoad, e.to_string()))?;
+        Pipeline::load(&whole.manifest, &whole.model).map_err(|e| fail(e.code(), e.to_string()))?;
+    let mut worker = pipeline.worker().map_err(|e| fail(e.code(), e.to_string()))?;
     let vectors = golden::decode(&whole.golden).map_err(|e| fail(Code::SelfTestGolden, e.to_string()))?;
     let mut times = Vec::with_capacity(vectors.len());
     let mut last = Instant::now();
@@ -135,7 +137,7 @@ fn test(folder: &Path, digest: &str, cpu_seconds: u64, outcome: &mut Outcome) ->
     .map_err(|error| {
         let text = error.to_string();
         let code = match &error {
-            golden::GoldenError::Run { .. } if is_out_of_memory(&text) => Code::SelfTestBudget,
+            golden::GoldenError::Run { .. } if is_out_of_memory(&text) => Code::SelfTestMemory,
             golden::GoldenError::Run { .. } => Code::SelfTestCrashed,
             golden::GoldenError::Malformed(_)
             | golden::GoldenError::Mismatch { .. }
