@@ -12,7 +12,7 @@ use farlight_release::manifest::Blob;
 use farlight_wire::codes::Code;
 
 use crate::durable;
-use crate::transfer::{coded, storage};
+use crate::transfer::storage;
 
 /// Bytes written between two syncs: what waits to be written stays bounded.
 const SYNC_EVERY: u64 = 4 * 1024 * 1024;
@@ -32,7 +32,7 @@ pub fn apply(old: &Path, delta: &Path, new: &Path, blob: &Blob) -> Result<(), Fa
             .map_err(|e| Failure::new(Code::StorageFailed, format!("open {}: {e}", path.display())))
     };
     let (mut old, delta) = (open(old)?, open(delta)?);
-    let verifier = ChunkVerifier::new(blob).map_err(|e| coded(e.code(), e.to_string()))?;
+    let verifier = ChunkVerifier::new(blob).map_err(|e| Failure::new(e.code(), e.to_string()))?;
     // A file of its own: one that is being applied for a job that was called off meanwhile may be open.
     let file = durable::remove(new).and_then(|()| OpenOptions::new().write(true).create_new(true).open(new));
     let file = file.map_err(|e| storage(new, &e))?;
@@ -42,7 +42,7 @@ pub fn apply(old: &Path, delta: &Path, new: &Path, blob: &Blob) -> Result<(), Fa
         (Ok(()), None) => writer.finish(),
         (_, Some(failure)) => Err(failure),
         (Err(DeltaError::New(error)), None) => Err(storage(new, &error)),
-        (Err(error), None) => Err(coded(error.code(), error.to_string())),
+        (Err(error), None) => Err(Failure::new(error.code(), error.to_string())),
     };
     if done.is_err() {
         // A torn write may have left part of a chunk.
@@ -67,7 +67,7 @@ impl Writer<'_> {
             let chunk = match self.verifier.push(&mut bytes) {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => return Ok(()),
-                Err(error) => return Err(coded(error.code(), error.to_string())),
+                Err(error) => return Err(Failure::new(error.code(), error.to_string())),
             };
             self.file.write_all(chunk.bytes).map_err(|e| storage(self.path, &e))?;
             self.unsynced += chunk.bytes.len() as u64;
@@ -79,7 +79,7 @@ impl Writer<'_> {
     }
 
     fn finish(&mut self) -> Result<(), Failure> {
-        self.verifier.finish().map_err(|e| coded(e.code(), e.to_string()))?;
+        self.verifier.finish().map_err(|e| Failure::new(e.code(), e.to_string()))?;
         self.file.sync_all().map_err(|e| storage(self.path, &e))
     }
 }

@@ -12,7 +12,7 @@ use farlight_wire::codes::Code;
 use farlight_wire::{Millis, ReleaseId};
 
 use crate::source::Source;
-use crate::transfer::{Limits, Progress, Transfer, coded};
+use crate::transfer::{Limits, Progress, Transfer};
 use crate::trust::Trust;
 
 /// Largest assignment-keys target in bytes.
@@ -111,7 +111,7 @@ impl Repository {
         match self.refresh(trust, now).await {
             Err(failure)
                 if (failure.code == Code::FetchUnreachable
-                    || (failure.code == Code::TufRollback && self.asked == Asked::ByBundle))
+                    || (failure.code == Code::TufRollbackTimestamp && self.asked == Asked::ByBundle))
                     && trust.client.check_fresh(now).is_ok() =>
             {
                 tracing::debug!(code = failure.code.as_str(), "metadata: {}", failure.message);
@@ -126,14 +126,14 @@ impl Repository {
             return Ok(());
         }
         let bytes = self.target(&trust.client, ASSIGNMENT_KEYS, MAX_KEYS).await?;
-        trust.client.assignment_keys(&bytes).map_err(|e| coded(e.code(), e.to_string()))?;
+        trust.client.assignment_keys(&bytes).map_err(|e| Failure::new(e.code(), e.to_string()))?;
         trust.keep_assignment_keys(&bytes);
         Ok(())
     }
 
     async fn target(&self, client: &Client, path: &str, max_len: u64) -> Result<Vec<u8>, Failure> {
-        let file = client.target_file(path).map_err(|e| coded(e.code(), e.to_string()))?;
-        let mut last = Failure::new(Code::FetchRefused, format!("{path} is signed but not there"));
+        let file = client.target_file(path).map_err(|e| Failure::new(e.code(), e.to_string()))?;
+        let mut last = Failure::new(Code::FetchMissing, format!("{path} is signed but not there"));
         for source in &self.metadata {
             match source.small(&format!("{TARGETS}{file}"), max_len).await {
                 Ok(Some(bytes)) => return Ok(bytes),
@@ -155,8 +155,10 @@ impl Repository {
         clock: Millis,
     ) -> Result<(Verified<Manifest>, Vec<u8>), Failure> {
         let bytes = self.document(trust, release, clock).await?;
-        let manifest =
-            trust.client.verify_manifest(release, &bytes).map_err(|e| coded(e.code(), e.to_string()))?;
+        let manifest = trust
+            .client
+            .verify_manifest(release, &bytes)
+            .map_err(|e| Failure::new(e.code(), e.to_string()))?;
         Ok((manifest, bytes))
     }
 
@@ -172,7 +174,7 @@ impl Repository {
     ) -> Result<(Verified<ConfigManifest>, Vec<u8>), Failure> {
         let bytes = self.document(trust, release, clock).await?;
         let config =
-            trust.client.verify_config(release, &bytes).map_err(|e| coded(e.code(), e.to_string()))?;
+            trust.client.verify_config(release, &bytes).map_err(|e| Failure::new(e.code(), e.to_string()))?;
         Ok((config, bytes))
     }
 
@@ -182,9 +184,9 @@ impl Repository {
         release: &ReleaseId,
         clock: Millis,
     ) -> Result<Vec<u8>, Failure> {
-        trust.client.check_fresh(clock).map_err(|e| coded(e.code(), e.to_string()))?;
+        trust.client.check_fresh(clock).map_err(|e| Failure::new(e.code(), e.to_string()))?;
         self.look_up(trust, release, clock).await?;
-        trust.client.permits(release).map_err(|e| coded(e.code(), e.to_string()))?;
+        trust.client.permits(release).map_err(|e| Failure::new(e.code(), e.to_string()))?;
         self.target(&trust.client, &release.target_path(), MAX_MANIFEST).await
     }
 }
@@ -193,7 +195,7 @@ async fn fetch_from(source: &Source, trust: &mut Trust) -> Result<(), Failure> {
     while let Step::Fetch { path, max_len } = trust.client.next() {
         let bytes = source.small(&path, max_len).await?;
         if let Some(keep) =
-            trust.client.supply(bytes.as_deref()).map_err(|e| coded(e.code(), e.to_string()))?
+            trust.client.supply(bytes.as_deref()).map_err(|e| Failure::new(e.code(), e.to_string()))?
         {
             trust.keep(keep);
         }

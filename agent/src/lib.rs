@@ -3,6 +3,7 @@
 
 pub mod cli;
 pub mod clock;
+pub mod confine;
 pub mod delta;
 pub mod durable;
 pub mod exit;

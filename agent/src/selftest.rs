@@ -7,15 +7,18 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use cpu_time::ProcessTime;
 use farlight_device::update::Failure;
 use farlight_inference::{Pipeline, golden};
 use farlight_wire::codes::Code;
-use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use rustix::process::{Resource, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
+use tokio::process::{Child, Command};
+use tokio::sync::oneshot;
 
+use crate::confine;
 use crate::slots;
-use crate::transfer::coded;
 
 /// Address space beyond the manifest's memory budget that the process itself needs.
 const OVERHEAD_BYTES: u64 = 512 * 1024 * 1024;
@@ -34,10 +37,19 @@ const SECOND: Duration = Duration::from_secs(1);
 pub struct Outcome {
     /// `None` when it passed.
     failure: Option<(String, String)>,
-    /// 95th percentile of one inference, µs.
+    /// What of its confinement the kernel did not give.
+    without: Vec<String>,
+    /// 95th percentile of the processor time of one inference, µs.
     p95_us: u64,
     /// Peak resident memory of the child, KiB.
     peak_kib: u64,
+}
+
+impl Outcome {
+    /// What of its confinement the kernel did not give.
+    pub fn without(&self) -> &[String] {
+        &self.without
+    }
 }
 
 /// Runs the self-test of a slot in a child process of `program`, the agent itself.
@@ -47,19 +59,19 @@ pub struct Outcome {
 pub async fn run(program: &Path, folder: &Path, digest: &str, limit: Duration) -> Result<Outcome, Failure> {
     let crashed = |text: String| Failure::new(Code::SelfTestCrashed, text);
     let started = Instant::now();
-    let mut child = tokio::process::Command::new(program)
+    let mut command = Command::new(program);
+    command
         .arg("self-test")
         .arg(folder)
         .arg(digest)
-        .arg("--cpu-seconds")
-        .arg(limit.as_secs().to_string())
+        .args(["--cpu-seconds", &limit.as_secs().to_string()])
+        .args(["--parent", &std::process::id().to_string()])
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|e| crashed(format!("start self-test: {e}")))?;
+        .kill_on_drop(true);
+    let (mut child, _keeper) = start(command).await.map_err(|e| crashed(format!("start self-test: {e}")))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let read = async {
         let (mut answer, mut log) = (Vec::new(), Vec::new());
@@ -90,16 +102,41 @@ pub async fn run(program: &Path, folder: &Path, digest: &str, limit: Duration) -
         let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG_TAIL)..]).into_owned();
         let text = format!("the self-test ended with {status}; its log ends: {tail}");
         let code = match status.signal() {
-            _ if is_out_of_memory(&tail) => Code::SelfTestBudget,
+            _ if is_out_of_memory(&tail) => Code::SelfTestMemory,
             Some(XCPU | KILL) if started.elapsed() + SECOND >= limit => Code::SelfTestTimeout,
             _ => Code::SelfTestCrashed,
         };
         return Err(Failure::new(code, text));
     };
-    match outcome.failure {
-        None => Ok(outcome),
-        Some((code, message)) => Err(coded(&code, message)),
+    for part in &outcome.without {
+        tracing::warn!("the self-test ran without {part}");
     }
+    match outcome.failure {
+        None => {
+            let Outcome { p95_us, peak_kib, .. } = outcome;
+            tracing::info!(digest, p95_us, peak_kib, "self-test passed");
+            Ok(outcome)
+        }
+        // The child is this very program, so that it has no codes of its own.
+        Some((code, message)) => {
+            Err(Failure::new(Code::parse(&code).unwrap_or(Code::SelfTestCrashed), message))
+        }
+    }
+}
+
+/// Starts the child from a thread that lasts as long as the second value. The child asks to end with its parent,
+/// which to the kernel is the thread that started it, and the threads of the runtime come and go.
+async fn start(mut command: Command) -> std::io::Result<(Child, std::sync::mpsc::Sender<()>)> {
+    let (keeper, kept) = std::sync::mpsc::channel();
+    let (sender, started) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new().name("self-test".to_owned()).spawn(move || {
+        let _entered = runtime.enter();
+        let _ = sender.send(command.spawn());
+        let _ = kept.recv();
+    })?;
+    let child = started.await.map_err(std::io::Error::other)??;
+    Ok((child, keeper))
 }
 
 /// Whether a text is how an engine, or the allocator, says that the memory limit was met.
@@ -107,35 +144,46 @@ fn is_out_of_memory(text: &str) -> bool {
     ["failed to allocate", "memory allocation of"].iter().any(|sign| text.contains(sign))
 }
 
-/// The child's side: limits itself, runs the golden vectors, prints the outcome.
-pub fn child(folder: &Path, digest: &str, cpu_seconds: u64) -> Outcome {
-    let mut outcome = Outcome { failure: None, p95_us: 0, peak_kib: 0 };
-    if let Err(failure) = test(folder, digest, cpu_seconds, &mut outcome) {
+/// The child's side: confines itself, runs the golden vectors, and says what it found to `parent`.
+pub fn child(folder: &Path, digest: &str, cpu_seconds: u64, parent: u32) -> Outcome {
+    let mut outcome = Outcome { failure: None, without: Vec::new(), p95_us: 0, peak_kib: 0 };
+    if let Err(failure) = test(folder, digest, cpu_seconds, parent, &mut outcome) {
         outcome.failure = Some((failure.code.as_str().to_owned(), failure.message));
     }
     outcome
 }
 
-fn test(folder: &Path, digest: &str, cpu_seconds: u64, outcome: &mut Outcome) -> Result<(), Failure> {
+fn test(
+    folder: &Path,
+    digest: &str,
+    cpu_seconds: u64,
+    parent: u32,
+    outcome: &mut Outcome,
+) -> Result<(), Failure> {
     let fail = |code: Code, text: String| Failure::new(code, text);
+    let crashed = |e: std::io::Error| Failure::new(Code::SelfTestCrashed, format!("confine self-test: {e}"));
+    outcome.without = confine::enter(parent).map_err(crashed)?;
+    confine::limit(Resource::Cpu, cpu_seconds.max(1)).map_err(crashed)?;
     let whole = slots::open_folder(folder, digest).map_err(|e| fail(Code::VerifyMismatch, e.to_string()))?;
     let budgets = whole.manifest.budgets.clone();
-    limit(budgets.memory_kib, cpu_seconds).map_err(|e| fail(Code::SelfTestCrashed, e.to_string()))?;
+    let memory = budgets.memory_kib.saturating_mul(1024).saturating_add(OVERHEAD_BYTES);
+    confine::limit(Resource::As, memory).map_err(crashed)?;
 
     let pipeline =
-        Pipeline::load(&whole.manifest, &whole.model).map_err(|e| fail(Code::SelfTestLoad, e.to_string()))?;
-    let mut worker = pipeline.worker().map_err(|e| fail(Code::SelfTestLoad, e.to_string()))?;
+        Pipeline::load(&whole.manifest, &whole.model).map_err(|e| fail(e.code(), e.to_string()))?;
+    let mut worker = pipeline.worker().map_err(|e| fail(e.code(), e.to_string()))?;
     let vectors = golden::decode(&whole.golden).map_err(|e| fail(Code::SelfTestGolden, e.to_string()))?;
     let mut times = Vec::with_capacity(vectors.len());
-    let mut last = Instant::now();
+    // Not by the clock: with the lowest priority the child waits for everything else that the device does.
+    let mut last = ProcessTime::now();
     golden::check(&mut worker, &vectors, whole.manifest.golden_tolerance, || {
         times.push(last.elapsed().as_micros() as u64);
-        last = Instant::now();
+        last = ProcessTime::now();
     })
     .map_err(|error| {
         let text = error.to_string();
         let code = match &error {
-            golden::GoldenError::Run { .. } if is_out_of_memory(&text) => Code::SelfTestBudget,
+            golden::GoldenError::Run { .. } if is_out_of_memory(&text) => Code::SelfTestMemory,
             golden::GoldenError::Run { .. } => Code::SelfTestCrashed,
             golden::GoldenError::Malformed(_)
             | golden::GoldenError::Mismatch { .. }
@@ -157,17 +205,6 @@ fn test(folder: &Path, digest: &str, cpu_seconds: u64, outcome: &mut Outcome) ->
         return Err(fail(Code::SelfTestBudget, text));
     }
     Ok(())
-}
-
-fn limit(memory_kib: u64, cpu_seconds: u64) -> rustix::io::Result<()> {
-    let to =
-        |resource, value: u64| setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
-    to(Resource::As, memory_kib.saturating_mul(1024).saturating_add(OVERHEAD_BYTES))?;
-    to(Resource::Cpu, cpu_seconds.max(1))?;
-    to(Resource::Core, 0)?;
-    // Nothing here writes files or opens more than its own.
-    to(Resource::Fsize, 0)?;
-    to(Resource::Nofile, 16)
 }
 
 /// `VmHWM` of this process; 0 where /proc is not there.

@@ -55,6 +55,8 @@ pub enum Body {
         response: reqwest::Response,
         /// Bytes to leave out.
         skip: u64,
+        /// Bytes of the whole file, as far as the server says.
+        whole: Option<u64>,
         /// For messages.
         name: String,
     },
@@ -62,6 +64,8 @@ pub enum Body {
     File {
         /// The file, at the offset.
         file: std::fs::File,
+        /// Bytes of the whole file.
+        whole: u64,
         /// For messages.
         name: String,
     },
@@ -153,7 +157,10 @@ async fn ask(
         }
     }
     let response = request.send().await.map_err(|error| unreachable(name, &error))?;
-    let body = |response, skip| Answer::Body(Body::Http { response, skip, name: name.to_owned() });
+    let body = |response: reqwest::Response, skip: u64| {
+        let whole = response.content_length().map(|length| length.saturating_add(from - skip));
+        Answer::Body(Body::Http { response, skip, whole, name: name.to_owned() })
+    };
     match response.status() {
         StatusCode::NOT_FOUND | StatusCode::FORBIDDEN | StatusCode::GONE => Ok(Answer::NotThere),
         StatusCode::PRECONDITION_FAILED if from > 0 => Ok(Answer::Changed),
@@ -186,13 +193,21 @@ fn refused(what: &str, status: StatusCode, response: &reqwest::Response) -> Trou
 }
 
 impl Body {
+    /// Bytes of the whole file, as the source announces it; `None` when it does not.
+    pub fn whole(&self) -> Option<u64> {
+        match self {
+            Self::Http { whole, .. } => *whole,
+            Self::File { whole, .. } => Some(*whole),
+        }
+    }
+
     /// The next bytes; `None` at the end.
     ///
     /// # Errors
     /// `fetch.unreachable` when the source breaks off.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
         match self {
-            Self::Http { response, skip, name } => loop {
+            Self::Http { response, skip, name, .. } => loop {
                 let Some(mut bytes) = response.chunk().await.map_err(|error| unreachable(name, &error))?
                 else {
                     return Ok(None);
@@ -204,7 +219,7 @@ impl Body {
                     return Ok(Some(bytes));
                 }
             },
-            Self::File { file, name } => {
+            Self::File { file, name, .. } => {
                 let mut buffer = vec![0; READ];
                 let read = tokio::task::block_in_place(|| file.read(&mut buffer));
                 let read = read.map_err(|error| unreachable(name, &error))?;
@@ -250,13 +265,13 @@ fn open_beneath(folder: &Path, path: &str, from: u64) -> Result<Option<Body>, Fa
         Err(rustix::io::Errno::NOENT) => return Ok(None),
         Err(error) => return Err(refuse(error)),
     };
-    let kind = rustix::fs::fstat(&file).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    if kind.map_err(refuse)? != FileType::RegularFile {
+    let stat = rustix::fs::fstat(&file).map_err(refuse)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(outside("it is no plain file"));
     }
     let mut file = std::fs::File::from(file);
     file.seek(SeekFrom::Start(from)).map_err(|error| unreachable(path, &error))?;
-    Ok(Some(Body::File { file, name: path.to_owned() }))
+    Ok(Some(Body::File { file, whole: u64::try_from(stat.st_size).unwrap_or(0), name: path.to_owned() }))
 }
 
 #[cfg(test)]

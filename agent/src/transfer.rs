@@ -147,7 +147,7 @@ impl Transfer<'_> {
         let total: u64 = contents.blobs.iter().map(|blob| blob.length).sum();
         let mut blobs = &contents.blobs[..];
         if let (Some((first, rest)), Some(shortcut)) = (blobs.split_first(), &contents.shortcut)
-            && self.make(&part, first, shortcut, total).await
+            && self.make(&part, first, shortcut, total).await?
         {
             blobs = rest;
         } else {
@@ -164,13 +164,22 @@ impl Transfer<'_> {
         durable::sync_parent(&folder).map_err(|e| storage(&folder, &e).into())
     }
 
-    /// Makes one file by a delta and tells whether it is there; whatever fails is logged, and the whole file is
+    /// Makes one file by a delta and tells whether it is there; what fails is logged, and the whole file is
     /// fetched from the bytes on that were made.
-    async fn make(&self, part: &Path, blob: &Blob, shortcut: &Shortcut<'_>, total: u64) -> bool {
+    ///
+    /// # Errors
+    /// `delta.bomb`: whoever signed such a delta is not asked for the whole file.
+    async fn make(
+        &self,
+        part: &Path,
+        blob: &Blob,
+        shortcut: &Shortcut<'_>,
+        total: u64,
+    ) -> Result<bool, Trouble> {
         let (path, delta) = (part.join(&blob.id), part.join(DELTA));
         // A file without its delta was made, or is being fetched because the delta failed.
         if path.exists() && !delta.exists() {
-            return false;
+            return Ok(false);
         }
         self.progress.begin(total - blob.length + shortcut.delta.length);
         let made = async {
@@ -194,8 +203,9 @@ impl Transfer<'_> {
             Ok(()) => {
                 tracing::info!(old = %shortcut.old.display(), bytes = shortcut.delta.length, of = blob.length,
                     "blob {} made by a delta", blob.id);
-                true
+                Ok(true)
             }
+            Err(trouble) if trouble.failure.code == Code::DeltaBomb => Err(trouble),
             Err(Trouble { failure, .. }) => {
                 tracing::warn!(
                     code = failure.code.as_str(),
@@ -203,7 +213,7 @@ impl Transfer<'_> {
                     blob.id,
                     failure.message
                 );
-                false
+                Ok(false)
             }
         }
     }
@@ -213,7 +223,7 @@ impl Transfer<'_> {
     /// # Errors
     /// `fetch.*` or `storage.*`. What may be better later goes before what will not.
     pub async fn blob(&self, path: &Path, blob: &Blob, total: u64) -> Result<(), Trouble> {
-        let mut verifier = ChunkVerifier::new(blob).map_err(|e| coded(e.code(), e.to_string()))?;
+        let mut verifier = ChunkVerifier::new(blob).map_err(|e| Failure::new(e.code(), e.to_string()))?;
         let mut file = resume(path, &mut verifier).map_err(|e| storage(path, &e))?;
         self.progress.done.fetch_add(verifier.offset(), Ordering::Relaxed);
         // Room is taken before the first byte: a full disk is found now and not half-way. Some file systems
@@ -257,10 +267,10 @@ impl Transfer<'_> {
             }
         }
         if verifier.offset() < blob.length {
-            let none = || Failure::new(Code::FetchRefused, format!("no source for blob {}", blob.id));
+            let none = || Failure::new(Code::FetchMissing, format!("no source for blob {}", blob.id));
             return Err(best.unwrap_or_else(|| none().into()));
         }
-        verifier.finish().map_err(|e| coded(e.code(), e.to_string()))?;
+        verifier.finish().map_err(|e| Failure::new(e.code(), e.to_string()))?;
         file.sync_all().map_err(|e| storage(path, &e).into())
     }
 
@@ -275,8 +285,14 @@ impl Transfer<'_> {
     ) -> Result<Ended, Trouble> {
         let name = format!("blobs/{}", blob.id);
         let body = source.open(&name, verifier.offset(), Some(&blob.id)).await?;
-        let missing = || Failure::new(Code::FetchRefused, format!("{name} is signed but not there"));
+        let missing = || Failure::new(Code::FetchMissing, format!("{name} is signed but not there"));
         let mut body = body.ok_or_else(missing)?;
+        if let Some(whole) = body.whole()
+            && whole > blob.length
+        {
+            let text = format!("fetch {name}: {whole} bytes are offered, signed are {}", blob.length);
+            return Err(Failure::new(Code::FetchLength, text).into());
+        }
         let budget = total.saturating_mul(BUDGET_FACTOR).saturating_add(BUDGET_SPARE);
         let (mut pace, mut stall) = (Pace::new(self.limits.max_bytes_per_second), Stall::new(self.limits));
         let mut unsynced = 0_u64;
@@ -294,7 +310,7 @@ impl Transfer<'_> {
             }
             let mut received = &bytes[..];
             while let Some(chunk) =
-                verifier.push(&mut received).map_err(|e| coded(e.code(), e.to_string()))?
+                verifier.push(&mut received).map_err(|e| Failure::new(e.code(), e.to_string()))?
             {
                 file.seek(SeekFrom::Start(chunk.offset)).map_err(|e| storage(path, &e))?;
                 file.write_all(chunk.bytes).map_err(|e| storage(path, &e))?;
@@ -315,14 +331,8 @@ impl Transfer<'_> {
             return Ok(Ended::Complete);
         }
         let text = format!("blob {}: {} bytes came, signed are {}", blob.id, verifier.offset(), blob.length);
-        Err(Failure::new(Code::FetchLength, text).into())
+        Err(Failure::new(Code::FetchTruncated, text).into())
     }
-}
-
-/// A failure with the code of one of the release crate's errors.
-pub(crate) fn coded(code: &str, message: String) -> Failure {
-    // Every code of that crate is in the list; a test there holds them together.
-    Failure::new(Code::parse(code).unwrap_or(Code::VerifyMismatch), message)
 }
 
 /// Keeps a transfer under its bytes a second.

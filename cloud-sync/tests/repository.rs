@@ -8,6 +8,8 @@ use std::path::Path;
 
 use farlight_cloud::registry::{Change, Document, Record, Registry, RegistryError};
 use farlight_cloud::store::Store;
+use farlight_onnx::Model;
+use farlight_onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto};
 use farlight_release::blob::describe;
 use farlight_release::key::KeyPair;
 use farlight_release::manifest::Manifest;
@@ -15,7 +17,8 @@ use farlight_release::tuf::signer::{self, RootSigners, Signers};
 use farlight_release::tuf::{ASSIGNMENT_KEYS, Client, Root, Step, Targets, TufError};
 use farlight_wire::{Millis, ReleaseId};
 
-const MODEL: &[u8] = b"model bytes";
+/// A graph without a node: what the registry takes for a model.
+const MODEL: &[u8] = b"\x3a\x02\x12\x00";
 const DAYS: Millis = Millis::from_secs(90 * 86_400);
 
 fn now() -> Millis {
@@ -67,7 +70,10 @@ impl Operator {
     }
 
     async fn publish(&mut self, version: &str) -> Result<Vec<u8>, RegistryError> {
-        let manifest = manifest(version);
+        self.publish_document(manifest(version)).await
+    }
+
+    async fn publish_document(&mut self, manifest: Vec<u8>) -> Result<Vec<u8>, RegistryError> {
         let key = self.targets_key.clone();
         let targets = self.sign(&manifest, &key);
         self.registry.publish(change(targets, manifest.clone()), "test").await.map(|_| manifest)
@@ -123,14 +129,7 @@ fn id(version: &str) -> ReleaseId {
 }
 
 fn code(error: &RegistryError) -> &'static str {
-    match error {
-        RegistryError::Tuf(error) => error.code(),
-        RegistryError::Immutable(_) => "registry.immutable",
-        RegistryError::MissingBlob(_) => "registry.missing_blob",
-        RegistryError::Refused(_) => "registry.refused",
-        RegistryError::Initialised => "registry.initialised",
-        other => panic!("{other}"),
-    }
+    error.code().map_or_else(|| panic!("{error}"), |code| code.as_str())
 }
 
 #[tokio::test]
@@ -179,10 +178,10 @@ async fn a_stolen_cloud_cannot_publish() {
     let bytes = manifest("6.6.6");
     let targets = operator.sign(&bytes, &thief);
     let error = operator.registry.publish(change(targets, bytes), "thief").await.unwrap_err();
-    assert_eq!(code(&error), "tuf.signature");
+    assert_eq!(code(&error), "tuf.unknown_key");
     let mut client = operator.client();
     operator.refresh(&mut client).unwrap();
-    assert_eq!(client.permits(&id("6.6.6")).unwrap_err().code(), "tuf.unknown_target");
+    assert_eq!(client.permits(&id("6.6.6")).unwrap_err().code().as_str(), "tuf.unknown_target");
     assert_eq!(fs::read(operator.repo().join("metadata/timestamp.json")).unwrap(), before);
 }
 
@@ -214,7 +213,7 @@ async fn uploads_that_do_not_hold_together_are_refused() {
     let bytes = manifest("1.1.0");
     let targets = operator.sign(&bytes, &key);
     let error = operator.registry.publish(change(targets, bytes), "test").await.unwrap_err();
-    assert_eq!(code(&error), "tuf.rollback");
+    assert_eq!(code(&error), "tuf.rollback_targets");
 
     // A blob that was not uploaded.
     operator.targets = good;
@@ -241,12 +240,12 @@ async fn a_tampered_manifest_and_a_replayed_repository_are_refused_by_the_device
     let at = tampered.iter().position(|byte| *byte == b'1').unwrap();
     tampered[at] = b'2';
     let error = client.verify_manifest(&id("1.1.0"), &tampered).unwrap_err();
-    assert_eq!(error.code(), "tuf.hash_mismatch");
+    assert_eq!(error.code().as_str(), "tuf.hash_mismatch");
 
     let timestamp = operator.repo().join("metadata/timestamp.json");
     let new = fs::read(&timestamp).unwrap();
     fs::write(&timestamp, old).unwrap();
-    assert_eq!(operator.refresh(&mut client).unwrap_err().code(), "tuf.rollback");
+    assert_eq!(operator.refresh(&mut client).unwrap_err().code().as_str(), "tuf.rollback_timestamp");
     fs::write(&timestamp, new).unwrap();
 
     let targets = operator.repo().join("metadata/3.targets.json");
@@ -255,7 +254,7 @@ async fn a_tampered_manifest_and_a_replayed_repository_are_refused_by_the_device
     bad[last] ^= 1;
     fs::write(&targets, bad).unwrap();
     let mut fresh = operator.client();
-    assert_eq!(operator.refresh(&mut fresh).unwrap_err().code(), "tuf.hash_mismatch");
+    assert_eq!(operator.refresh(&mut fresh).unwrap_err().code().as_str(), "tuf.hash_mismatch");
     assert_eq!(fresh.targets(), Err(TufError::Incomplete));
 }
 
@@ -292,7 +291,7 @@ async fn a_family_signs_its_own_releases_until_it_is_revoked() {
     };
     for foreign in [&other, &operator.targets_key] {
         let error = operator.registry.publish(by(foreign, &role), "test").await.unwrap_err();
-        assert_eq!(code(&error), "tuf.signature");
+        assert_eq!(code(&error), "tuf.unknown_key");
     }
     // It speaks for its own models only.
     let mut greedy = role.clone();
@@ -330,7 +329,7 @@ async fn a_family_signs_its_own_releases_until_it_is_revoked() {
     assert_eq!(code(&operator.registry.permits(&release).await.unwrap_err()), "tuf.unknown_target");
     // Devices take that for no attack: the snapshot still lists the role's file.
     operator.refresh(&mut client).unwrap();
-    assert_eq!(client.permits(&release).unwrap_err().code(), "tuf.unknown_target");
+    assert_eq!(client.permits(&release).unwrap_err().code().as_str(), "tuf.unknown_target");
     operator.registry = open(operator.folder.path()).await;
     // What it published stays taken.
     let other = [manifest("1.0.0"), b" ".to_vec()].concat();
@@ -358,12 +357,12 @@ async fn keys_are_rotated_in_band_and_a_crash_in_between_is_made_good() {
         ..Change::default()
     };
     // Targets by the old key, targets that are not renewed, and a root that its own keys alone sign.
-    assert_eq!(code(&operator.registry.renew(by(&old), "test").await.unwrap_err()), "tuf.signature");
+    assert_eq!(code(&operator.registry.renew(by(&old), "test").await.unwrap_err()), "tuf.unknown_key");
     let alone = Change { root: root.clone(), ..Change::default() };
-    assert_eq!(code(&operator.registry.renew(alone, "test").await.unwrap_err()), "tuf.signature");
+    assert_eq!(code(&operator.registry.renew(alone, "test").await.unwrap_err()), "tuf.unknown_key");
     let foreign = Some(signer::sign(&next, &[&new]).unwrap());
     let foreign = Change { root: foreign, ..by(&new) };
-    assert_eq!(code(&operator.registry.renew(foreign, "test").await.unwrap_err()), "tuf.signature");
+    assert_eq!(code(&operator.registry.renew(foreign, "test").await.unwrap_err()), "tuf.unknown_key");
 
     // Power fails when the root is there and the timestamp is not: the cloud starts, the operator repeats it.
     fs::write(operator.repo().join("metadata/2.root.json"), root.as_ref().unwrap()).unwrap();
@@ -469,4 +468,29 @@ async fn configurations_are_releases_too() {
     fs::remove_file(operator.folder.path().join("cloud.db")).unwrap();
     operator.registry = open(operator.folder.path()).await;
     assert_eq!(operator.registry.releases(Some("config")).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_model_that_no_device_would_read_is_not_published() {
+    let mut operator = Operator::new().await;
+    let good = operator.targets.clone();
+    let mut graph = GraphProto::default();
+    for _ in 0..30 {
+        let body = AttributeProto { g: Some(graph), ..AttributeProto::default() };
+        let node = NodeProto { attribute: vec![body], ..NodeProto::default() };
+        graph = GraphProto { node: vec![node], ..GraphProto::default() };
+    }
+    let nested = ModelProto { graph: Some(graph), ..ModelProto::default() };
+    let nested = Model::from_proto(nested).unwrap().to_bytes();
+    for (model, expected) in [(&nested[..], "model.over_limits"), (b"no model", "model.malformed")] {
+        let blob = describe(model);
+        fs::write(operator.repo().join("blobs").join(&blob.id), model).unwrap();
+        let mut document: serde_json::Value = serde_json::from_slice(&manifest("1.0.0")).unwrap();
+        document["variants"][0]["blob"] = serde_json::to_value(&blob).unwrap();
+        let error = operator.publish_document(serde_json::to_vec(&document).unwrap()).await.unwrap_err();
+        assert_eq!(code(&error), expected, "{error}");
+        assert!(operator.registry.release(&id("1.0.0")).await.unwrap().is_none());
+        operator.targets = good.clone();
+    }
+    operator.publish("1.0.0").await.unwrap();
 }

@@ -94,6 +94,9 @@ enum Command {
         digest: String,
         #[arg(long, default_value_t = 120)]
         cpu_seconds: u64,
+        /// Process id of the daemon: the self-test ends with it.
+        #[arg(long)]
+        parent: u32,
     },
 }
 
@@ -115,8 +118,8 @@ struct InferFile {
 pub fn execute(args: Args) -> Result<(), Fatal> {
     match args.command {
         Command::Config(ConfigCommand::Doc) => print(settings::SAMPLE),
-        Command::SelfTest { folder, digest, cpu_seconds } => {
-            let outcome = selftest::child(&folder, &digest, cpu_seconds);
+        Command::SelfTest { folder, digest, cpu_seconds, parent } => {
+            let outcome = selftest::child(&folder, &digest, cpu_seconds, parent);
             print(&serde_json::to_string(&outcome).context("print outcome")?)
         }
         Command::Validate => {

@@ -158,7 +158,7 @@ async fn a_delta_that_failed_is_not_fetched_again() {
     change(&setting.base());
     let (file, aside) = (setting.source(&setting.blobs[0].id), setting.source("aside"));
     fs::rename(&file, &aside).unwrap();
-    assert_eq!(setting.run().await.unwrap_err().code, Code::FetchRefused);
+    assert_eq!(setting.run().await.unwrap_err().code, Code::FetchMissing);
     let before = setting.received();
     assert_eq!(before, setting.deltas[0].blob.length);
     fs::rename(&aside, &file).unwrap();

@@ -26,7 +26,7 @@ use crate::runtime::ConfigSlot;
 use crate::selftest;
 use crate::slots::{Opened, Slots};
 use crate::source::{Source, Trouble};
-use crate::transfer::{Contents, Progress, coded};
+use crate::transfer::{Contents, Progress};
 use crate::trust::Trust;
 
 /// Waits between tries to reach the repository.
@@ -248,7 +248,7 @@ pub(super) fn load(slots: &Slots, slot: &Slot, models: &Models) -> Result<Ready,
             let loaded = Loaded::new(slot.clone(), &whole.manifest, &whole.model, models.scheduling());
             loaded
                 .map(|loaded| Ready::Model(Arc::new(loaded)))
-                .map_err(|error| Failure::new(Code::SelfTestLoad, error.to_string()))
+                .map_err(|error| Failure::new(error.code(), error.to_string()))
         }
     }
 }
@@ -308,7 +308,7 @@ impl Fetch {
 
 /// The digest that signed metadata gives the manifest of a release.
 fn slot_of(client: &Client, release: &ReleaseId) -> Result<Slot, Failure> {
-    let target = client.permits(release).map_err(|e| coded(e.code(), e.to_string()))?;
+    let target = client.permits(release).map_err(|e| Failure::new(e.code(), e.to_string()))?;
     let digest = target
         .hashes
         .get("sha256")
@@ -329,7 +329,7 @@ pub(super) async fn find_bundle(
     trust: &mut Trust,
     only: Option<&ReleaseId>,
 ) -> Result<Vec<Slot>, Failure> {
-    let refuse = |text: String| Failure::new(Code::FetchRefused, text);
+    let refuse = |text: String| Failure::new(Code::FetchBundle, text);
     let list = bundle.small("bundle.json", MAX_BUNDLE).await?;
     let list = list.ok_or_else(|| {
         refuse(format!("{bundle} has no bundle.json; make it with farlight release export"))
@@ -354,20 +354,21 @@ fn compatible(
     requires: &Requires,
     labels: &BTreeMap<String, String>,
 ) -> Result<(), Failure> {
-    let refuse = |text: String| Err(Failure::new(Code::Incompatible, text));
+    let refuse = |code: Code, text: String| Err(Failure::new(code, text));
     let version = semver::Version::parse(env!("CARGO_PKG_VERSION"));
     if let (Some(wanted), Ok(version)) = (&requires.agent, version)
         && !wanted.matches(&version)
     {
-        return refuse(format!("{release} needs agent {wanted}, this is {version}"));
+        return refuse(Code::AgentVersion, format!("{release} needs agent {wanted}, this is {version}"));
     }
     let arch = std::env::consts::ARCH;
     if !requires.architectures.is_empty() && !requires.architectures.iter().any(|a| a == arch) {
-        return refuse(format!("{release} needs one of {:?}, this is {arch}", requires.architectures));
+        let text = format!("{release} needs one of {:?}, this is {arch}", requires.architectures);
+        return refuse(Code::Architecture, text);
     }
     for (key, value) in &requires.labels {
         if labels.get(key) != Some(value) {
-            return refuse(format!("{release} needs the label {key}={value}"));
+            return refuse(Code::Label, format!("{release} needs the label {key}={value}"));
         }
     }
     Ok(())
@@ -402,7 +403,7 @@ async fn admit(
 fn is_stale(code: Code) -> bool {
     matches!(
         code,
-        Code::AssignmentSignature | Code::TufIncomplete | Code::TufUnknownTarget | Code::TufMissing
+        Code::AssignmentUnknownKey | Code::TufIncomplete | Code::TufUnknownTarget | Code::TufMissing
     )
 }
 
@@ -415,7 +416,7 @@ async fn check(
     let keys = trust.assignment_keys().unwrap_or_default();
     let now = trust.client.trusted_now(clock::now());
     let assignment = assignment::verify(bytes, &keys, device, now, trust.last_assignment())
-        .map_err(|e| coded(e.code(), e.to_string()))?;
+        .map_err(|e| Failure::new(e.code(), e.to_string()))?;
     let mut slots = Vec::with_capacity(assignment.models.len());
     for model in &assignment.models {
         slots.push(look_up(repository, trust, &model.release).await?);

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use farlight_wire::codes::Code;
 use serde::Serialize;
 
 use crate::store::StoreError;
@@ -43,6 +44,11 @@ impl ApiError {
     /// An error with this status, code and message.
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into(), hint: String::new() }
+    }
+
+    /// A refusal of model delivery, by its code of the closed list, with the hint that stands there.
+    pub fn delivery(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
+        Self::new(status, code.as_str(), message).hint(code.hint())
     }
 
     /// 400: the request itself is wrong.

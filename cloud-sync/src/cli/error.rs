@@ -4,6 +4,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use farlight_wire::codes::Code;
+
 /// The exit codes of `farlight`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -63,9 +65,14 @@ impl CliError {
         Self::new(Exit::File, "cli.file", message)
     }
 
+    /// A refusal of model delivery, by its code of the closed list, with the hint that stands there.
+    pub fn delivery(exit: Exit, code: Code, message: impl Into<String>) -> Self {
+        Self::new(exit, code.as_str(), message).hint(code.hint())
+    }
+
     /// Something that was signed does not hold.
-    pub fn verification(code: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::new(Exit::Verification, code, message)
+    pub fn verification(code: Code, message: impl Into<String>) -> Self {
+        Self::delivery(Exit::Verification, code, message)
     }
 
     /// Adds what to do.

@@ -12,7 +12,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::context::Context;
-use super::error::CliError;
+use super::error::{CliError, Exit};
 use super::files;
 use super::repo::rotate;
 
@@ -185,8 +185,8 @@ pub fn load_all(folder: &Path) -> Result<Vec<KeyFile>, CliError> {
     for path in files::list(folder)? {
         let Some((role, _)) = role_of(&path) else { continue };
         let pem = Zeroizing::new(files::read_text(&path)?);
-        let pair =
-            KeyPair::from_pem(&pem).map_err(|e| CliError::file(format!("key {}: {e}", path.display())))?;
+        let pair = KeyPair::from_pem(&pem)
+            .map_err(|e| CliError::delivery(Exit::File, e.code(), format!("key {}: {e}", path.display())))?;
         keys.push(KeyFile { role, path, pair });
     }
     if keys.is_empty() {

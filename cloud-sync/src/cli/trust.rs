@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use farlight_release::Verified;
 use farlight_release::tuf::{Client, Role, Step, Targets, TrustedRoot, TufError};
 use farlight_wire::Millis;
+use farlight_wire::codes::Code;
 
 use super::error::CliError;
 use super::files;
@@ -97,7 +98,7 @@ impl Trust {
         self.client.begin_lookup(&path.replace('*', "x"), now());
         match self.fetch(api).await {
             Ok(()) => Ok(self.client.role(name).map(|role| Targets::clone(role))),
-            Err(error) if error.code() == "tuf.missing" => Ok(None),
+            Err(error) if error.code() == Code::TufMissing.as_str() => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -123,7 +124,7 @@ fn refused(error: TufError) -> CliError {
         }
         TufError::Signature { .. } => "are these the keys that `farlight repo init` was run with?",
         TufError::Rollback { .. } => "the cloud offers older metadata than it did before: find out why",
-        _ => "",
+        _ => error.code().hint(),
     };
     CliError::verification(error.code(), error.to_string()).hint(hint)
 }

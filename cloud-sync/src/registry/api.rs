@@ -13,8 +13,9 @@ use base64::engine::general_purpose::STANDARD;
 use farlight_release::blob::{MAX_BLOB, id_of};
 use farlight_release::digest;
 use farlight_release::manifest::{CHUNK, MAX_MANIFEST};
-use farlight_release::tuf::{MAX_ROLES_HELD, MAX_ROOT, MAX_TARGETS};
+use farlight_release::tuf::{MAX_ROLES_HELD, MAX_ROOT, MAX_TARGETS, TufError};
 use farlight_wire::ReleaseId;
+use farlight_wire::codes::Code;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -55,31 +56,24 @@ pub fn files(app: &Shared) -> Router<Shared> {
 
 impl From<RegistryError> for ApiError {
     fn from(error: RegistryError) -> Self {
-        let unprocessable = |code, text: String| Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, text);
-        let text = error.to_string();
+        let Some(code) = error.code() else { return Self::internal(error) };
+        let status = match error {
+            RegistryError::Tuf(TufError::Rollback { .. })
+            | RegistryError::Immutable(_)
+            | RegistryError::Initialised
+            | RegistryError::NotInitialised => StatusCode::CONFLICT,
+            _ => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        let refusal = Self::delivery(status, code, error.to_string());
+        // Here it is an operator who signed or uploaded, and nobody who attacks.
         match error {
-            RegistryError::Tuf(error @ farlight_release::tuf::TufError::Rollback { .. }) => {
-                Self::conflict(error.code(), text)
-                    .hint("somebody else published in between: run `farlight release sign` again")
+            RegistryError::Tuf(TufError::Rollback { .. }) => {
+                refusal.hint("somebody else published in between: run `farlight release sign` again")
             }
-            RegistryError::Tuf(error) => unprocessable(error.code(), text)
-                .hint("are these the keys that `farlight repo init` was run with?"),
-            RegistryError::Manifest(error) => unprocessable(error.code(), text),
-            RegistryError::Blob(error) => unprocessable(error.code(), text),
-            RegistryError::Refused(_) => unprocessable("registry.refused", text),
-            RegistryError::MissingBlob(_) => unprocessable("registry.missing_blob", text)
-                .hint("`farlight release publish` uploads the blobs first"),
-            RegistryError::Immutable(_) => {
-                Self::conflict("registry.immutable", text).hint("publish under another version")
+            RegistryError::Tuf(_) => {
+                refusal.hint("are these the keys that `farlight repo init` was run with?")
             }
-            RegistryError::Initialised => Self::conflict("registry.initialised", text),
-            RegistryError::NotInitialised => {
-                Self::conflict("registry.not_initialised", text).hint("run `farlight repo init --keys DIR`")
-            }
-            RegistryError::Key { .. }
-            | RegistryError::File(_)
-            | RegistryError::Store(_)
-            | RegistryError::Task(_) => Self::internal(text),
+            _ => refusal,
         }
     }
 }
@@ -259,12 +253,11 @@ pub async fn release(
     State(app): State<Shared>,
     Path((model, version)): Path<(String, String)>,
 ) -> Result<Json<ReleaseAnswer>, ApiError> {
-    let id: ReleaseId = format!("{model}/{version}")
-        .parse()
-        .map_err(|e: farlight_wire::IdError| ApiError::bad_request("registry.bad_id", e.to_string()))?;
+    let id: ReleaseId =
+        format!("{model}/{version}").parse().map_err(|e: farlight_wire::IdError| bad_id(e.to_string()))?;
     let missing = || {
-        ApiError::missing("registry.unknown_release", format!("release {id} is not in the registry"))
-            .hint("see `farlight release list`")
+        let text = format!("release {id} is not in the registry");
+        ApiError::delivery(StatusCode::NOT_FOUND, Code::RegistryUnknown, text)
     };
     let record = app.registry.release(&id).await?.ok_or_else(missing)?;
     let manifest = app.registry.document(&id).await?.map(Document::into_plain);
@@ -288,8 +281,8 @@ pub async fn blob(
     Path(id): Path<String>,
     body: RawBody,
 ) -> Result<Json<BlobAnswer>, ApiError> {
-    let bad_id = || ApiError::bad_request("registry.bad_id", "a blob's id is 64 lower-case hex digits");
-    let path = app.registry.blob(&id).await.ok_or_else(bad_id)?;
+    let path = app.registry.blob(&id).await;
+    let path = path.ok_or_else(|| bad_id("a blob's id is 64 lower-case hex digits".to_owned()))?;
     let uploads = app.registry.uploads();
     let temporary = tokio::task::spawn_blocking(move || tempfile::NamedTempFile::new_in(uploads))
         .await
@@ -313,7 +306,7 @@ pub async fn blob(
     let (found, length) = content.finish();
     if found != id || length == 0 {
         let text = format!("{length} bytes came, whose id is {found}, not {id}");
-        return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "fetch.chunk_mismatch", text));
+        return Err(ApiError::delivery(StatusCode::UNPROCESSABLE_ENTITY, Code::FetchChunkMismatch, text));
     }
     file.sync_all().await.map_err(ApiError::internal)?;
     tokio::task::spawn_blocking(move || crate::files::adopt(temporary, &path))
@@ -356,6 +349,10 @@ impl Content {
         }
         (id_of(&self.chunks).unwrap_or_default(), self.length)
     }
+}
+
+fn bad_id(text: String) -> ApiError {
+    ApiError::delivery(StatusCode::BAD_REQUEST, Code::RegistryId, text)
 }
 
 fn decode(field: &str, text: &str) -> Result<Vec<u8>, ApiError> {

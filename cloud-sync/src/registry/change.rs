@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use farlight_release::Verified;
-use farlight_release::tuf::{ASSIGNMENT_KEYS, Document as _, Target, Targets, TrustedRoot, TufError};
+use farlight_release::tuf::{ASSIGNMENT_KEYS, Document as _, Role, Target, Targets, TrustedRoot, TufError};
 use farlight_wire::Millis;
 
 use super::RegistryError;
@@ -197,7 +197,7 @@ fn follows(what: &str, trusted: u64, offered: u64) -> Result<(), RegistryError> 
     if offered == trusted.saturating_add(1) {
         return Ok(());
     }
-    Err(TufError::Rollback { what: what.to_owned(), trusted, offered }.into())
+    Err(TufError::Rollback { what: what.to_owned(), role: Role::Targets, trusted, offered }.into())
 }
 
 pub(super) fn fresh(what: &str, expires: Millis, now: Millis) -> Result<(), RegistryError> {

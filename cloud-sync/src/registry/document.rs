@@ -111,6 +111,15 @@ impl Document {
         }
     }
 
+    /// The model files among them.
+    pub fn models(&self) -> impl Iterator<Item = &Blob> {
+        let variants = match self {
+            Self::Model(manifest) => &manifest.variants[..],
+            Self::Config(_) => &[],
+        };
+        variants.iter().map(|variant| &variant.blob)
+    }
+
     /// The manifest, where it is a model's.
     pub fn into_manifest(self) -> Option<Verified<Manifest>> {
         match self {

@@ -13,11 +13,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use farlight_onnx::OnnxError;
 use farlight_release::Verified;
 use farlight_release::blob::FetchError;
 use farlight_release::key::KeyPair;
 use farlight_release::manifest::{Manifest, ManifestError};
 use farlight_release::tuf::{TufError, VerifyError};
+use farlight_wire::codes::Code;
 use farlight_wire::{Millis, ReleaseId};
 use tokio::sync::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +49,14 @@ pub enum RegistryError {
     /// The bytes of a blob are not what its id says.
     #[error(transparent)]
     Blob(#[from] FetchError),
+    /// A model file is over a limit, or no model.
+    #[error("model file {blob}: {source}")]
+    Model {
+        /// The blob.
+        blob: String,
+        /// Why.
+        source: OnnxError,
+    },
     /// An upload does not hold together.
     #[error("{0}")]
     Refused(String),
@@ -79,6 +89,24 @@ pub enum RegistryError {
     /// A task of ours ended early.
     #[error("a task of the registry ended early: {0}")]
     Task(String),
+}
+
+impl RegistryError {
+    /// The code of a refusal; `None` for a failure of the service itself.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Tuf(error) => Some(error.code()),
+            Self::Manifest(error) => Some(error.code()),
+            Self::Blob(error) => Some(error.code()),
+            Self::Model { source, .. } => Some(source.code()),
+            Self::Refused(_) => Some(Code::RegistryRefused),
+            Self::MissingBlob(_) => Some(Code::RegistryMissingBlob),
+            Self::Immutable(_) => Some(Code::RegistryImmutable),
+            Self::Initialised => Some(Code::RegistryInitialised),
+            Self::NotInitialised => Some(Code::RegistryNotInitialised),
+            Self::Key { .. } | Self::File(_) | Self::Store(_) | Self::Task(_) => None,
+        }
+    }
 }
 
 impl From<VerifyError> for RegistryError {

@@ -220,6 +220,7 @@ impl Repository {
         }
         if let (Some(added), Some(bytes)) = (&added, &change.release) {
             added.blobs().into_iter().try_for_each(|blob| self.check_blob(blob))?;
+            added.models().try_for_each(|blob| self.check_model(blob))?;
             let path = added.release().target_path();
             let role = change::speaker(&accepted.targets, &accepted.roles, &path);
             let target = role.and_then(|role| role.targets.get(&path));
@@ -416,6 +417,15 @@ impl Repository {
             Ok(metadata) if metadata.is_file() && metadata.len() == blob.length => Ok(()),
             _ => Err(missing()),
         }
+    }
+
+    /// A model that no device would read is not published.
+    fn check_model(&self, blob: &Blob) -> Result<(), RegistryError> {
+        let missing = || RegistryError::MissingBlob(blob.id.clone());
+        let path = self.blob(&blob.id).ok_or_else(missing)?;
+        let bytes = files::read(&path)?.ok_or_else(missing)?;
+        farlight_onnx::check(&bytes, &farlight_onnx::Limits::DEFAULT)
+            .map_err(|source| RegistryError::Model { blob: blob.id.clone(), source })
     }
 
     fn metadata(&self, name: &str) -> PathBuf {

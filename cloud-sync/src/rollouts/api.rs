@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::{Extension, Json};
 use farlight_fleet::gate::{Limits, Verdict};
 use farlight_fleet::rollout::{Progress, RolloutSpec, tally};
 use farlight_release::assignment::{Probation, Shadow};
+use farlight_wire::codes::Code;
 use farlight_wire::{DeviceId, FleetId, Millis, ModelName, Permille, ReleaseId, RolloutId};
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
@@ -17,6 +19,7 @@ use super::state_name;
 use crate::api::{ApiError, Body, Operator, Path};
 use crate::app::Shared;
 use crate::clock;
+use crate::registry::RegistryError;
 use crate::store::{During, StoreError, audit, uint};
 
 /// Most rollouts of one answer.
@@ -165,15 +168,11 @@ pub async fn create(
     Body(request): Body<CreateRollout>,
 ) -> Result<Json<RolloutSummary>, ApiError> {
     if app.registry.document(&request.release).await.map_err(ApiError::internal)?.is_none() {
-        return Err(ApiError::missing(
-            "release.unknown",
-            format!("release {} is not published", request.release),
-        )
-        .hint("farlight release list shows what is"));
+        let text = format!("release {} is not published", request.release);
+        return Err(ApiError::delivery(StatusCode::NOT_FOUND, Code::ReleaseUnknown, text));
     }
     if let Err(error) = app.registry.permits(&request.release).await {
-        return Err(ApiError::conflict("release.not_permitted", error.to_string())
-            .hint("devices would refuse it; publish a newer release"));
+        return Err(not_permitted(&error));
     }
     let now = clock::now();
     let settings = check(request)?;
@@ -193,7 +192,7 @@ pub async fn create(
         };
         let fleet = &rollout.settings.fleet;
         let message = format!("rollout {other} of this model is {is} in fleet {fleet}");
-        return Err(ApiError::conflict("rollout.conflict", message).hint(hint));
+        return Err(ApiError::delivery(StatusCode::CONFLICT, Code::RolloutConflict, message).hint(hint));
     }
     records::insert(&mut write, &rollout).await?;
     let detail = serde_json::to_string(&rollout.settings).unwrap_or_default();
@@ -205,7 +204,8 @@ pub async fn create(
 
 fn check(request: CreateRollout) -> Result<RolloutSettings, ApiError> {
     let deadline = request.deadline_seconds.unwrap_or(DEFAULT_DEADLINE);
-    let refuse = |message: String| ApiError::bad_request("rollout.settings", message);
+    let refuse =
+        |message: String| ApiError::delivery(StatusCode::BAD_REQUEST, Code::RolloutSettings, message);
     for (name, value) in [
         ("soak_seconds", request.soak_seconds),
         ("probation_seconds", request.probation_seconds),
@@ -300,10 +300,14 @@ pub(crate) async fn newest(app: &Shared) -> Result<Vec<RolloutSummary>, ApiError
     Ok(records::list(&app.store, MAX_LISTED).await?.iter().map(summary).collect())
 }
 
+fn not_permitted(error: &RegistryError) -> ApiError {
+    ApiError::delivery(StatusCode::CONFLICT, Code::ReleaseNotPermitted, error.to_string())
+}
+
 async fn find(app: &Shared, id: &str) -> Result<Rollout, ApiError> {
     records::find(&app.store, id).await?.ok_or_else(|| {
-        ApiError::missing("rollout.unknown", format!("there is no rollout {id:?}"))
-            .hint("farlight rollout status shows them")
+        let text = format!("there is no rollout {id:?}");
+        ApiError::delivery(StatusCode::NOT_FOUND, Code::RolloutUnknown, text)
     })
 }
 
@@ -389,10 +393,8 @@ pub(crate) async fn steer(
     };
     let Some(next) = next else {
         let state = state_name(&rollout.progress);
-        return Err(ApiError::conflict(
-            "rollout.state",
-            format!("rollout {id} is {state}: it cannot {verb}"),
-        ));
+        let text = format!("rollout {id} is {state}: it cannot {verb}");
+        return Err(ApiError::delivery(StatusCode::CONFLICT, Code::RolloutState, text));
     };
     if next != rollout.progress {
         rollout.reason = format!("{verb} by {}", operator.0);
@@ -471,24 +473,18 @@ pub async fn roll_back(
         None => {
             let before = records::before(&mut write, &device, request.model.as_str()).await?;
             let none = || {
-                ApiError::conflict(
-                    "rollback.nothing",
-                    format!("nothing of {} ran on {id} before", request.model),
-                )
-                .hint("name the release to go back to")
+                let text = format!("nothing of {} ran on {id} before", request.model);
+                ApiError::delivery(StatusCode::CONFLICT, Code::RollBackNothing, text)
             };
             before.and_then(|text| text.parse().ok()).ok_or_else(none)?
         }
     };
     if release.model != request.model {
-        return Err(ApiError::bad_request(
-            "rollback.model",
-            format!("{release} is no release of {}", request.model),
-        ));
+        let text = format!("{release} is no release of {}", request.model);
+        return Err(ApiError::delivery(StatusCode::BAD_REQUEST, Code::RollBackModel, text));
     }
     if let Err(error) = app.registry.permits(&release).await {
-        return Err(ApiError::conflict("release.not_permitted", error.to_string())
-            .hint("the device would refuse it; choose a release at or above the floor"));
+        return Err(not_permitted(&error));
     }
     let seconds = request.probation_seconds.unwrap_or(DEFAULT_BACK_PROBATION).min(MAX_SECONDS);
     let probation = Probation { duration: Millis::from_secs(seconds), min_requests: 0 };

@@ -346,7 +346,7 @@ impl Drop for CloudProcess {
     }
 }
 
-/// Publishes a release whose blobs are no model: enough for everything the cloud does.
+/// Publishes a release whose model has no node: enough for everything the cloud does.
 pub async fn publish(cloud: &TestCloud, version: &str) -> String {
     use farlight_release::manifest::Manifest;
     use farlight_release::tuf::{Targets, signer};
@@ -357,13 +357,16 @@ pub async fn publish(cloud: &TestCloud, version: &str) -> String {
         std::fs::write(registry.folder().join("blobs").join(&blob.id), bytes).unwrap();
         blob
     };
+    // An ONNX graph that has nothing but a name.
+    let name = u8::try_from(version.len()).unwrap();
+    let model = [&[0x3a, name + 2, 0x12, name], version.as_bytes()].concat();
     let feature = json!({"name": "ax mean", "statistic": "mean", "channel": 0, "edges": [0.0, 1.0, 2.0],
         "counts": [250, 250, 250, 250, 0]});
     let manifest = json!({
         "format": 1, "release": release, "task": "classification",
         "input": {"name": "x", "datatype": "FP32", "shape": [1, 4], "min": -10.0, "max": 10.0, "on_violation": "flag"},
         "pre": [], "post": [{"step": "softmax"}], "labels": ["PEN", "ABD"],
-        "variants": [{"precision": "fp32", "format": "onnx", "blob": blob(version.as_bytes())}],
+        "variants": [{"precision": "fp32", "format": "onnx", "blob": blob(&model)}],
         "golden": blob(b"golden"), "golden_tolerance": 0.001,
         "profile": {"features": [feature], "score_edges": [0.5], "score_counts": [1, 9], "class_counts": [5, 5]},
         "budgets": {"memory_kib": 1000, "p95_us": 1000},

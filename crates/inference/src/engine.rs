@@ -4,18 +4,15 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use farlight_onnx::{Limits, OnnxError};
 use tract_onnx::prelude::*;
-
-/// Largest model file in bytes that is parsed: models for gateways are far below, and parsing holds
-/// several copies.
-pub const MAX_MODEL_BYTES: usize = 512 * 1024 * 1024;
 
 /// Why the engine refused.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EngineError {
-    /// The file is over [`MAX_MODEL_BYTES`].
-    #[error("model file has {0} bytes, more than the {MAX_MODEL_BYTES} that are parsed")]
-    TooLarge(usize),
+    /// The file is over a limit, or no model; the engine did not see it.
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
     /// The graph cannot be loaded.
     #[error("load ONNX graph: {0}; check that it is ONNX and uses operators that tract runs")]
     Load(String),
@@ -50,9 +47,7 @@ pub(crate) struct Engine {
 impl Engine {
     /// Loads a graph with one f32 input of `shape` (without batch) and one f32 output, at batch 1.
     pub(crate) fn load(onnx: &[u8], input_name: &str, shape: &[usize]) -> Result<Self, EngineError> {
-        if onnx.len() > MAX_MODEL_BYTES {
-            return Err(EngineError::TooLarge(onnx.len()));
-        }
+        farlight_onnx::check(onnx, &Limits::DEFAULT)?;
         let mut batched = vec![1];
         batched.extend_from_slice(shape);
         let plan = guarded(|| plan(onnx, input_name, &batched)).map_err(EngineError::Load)??;

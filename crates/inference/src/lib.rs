@@ -9,5 +9,5 @@ mod pipeline;
 pub mod profile;
 mod steps;
 
-pub use engine::{EngineError, MAX_MODEL_BYTES};
+pub use engine::EngineError;
 pub use pipeline::{LoadError, Pipeline, Prediction, RunError, Worker};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use farlight_release::manifest::{Manifest, PreStep, Task};
+use farlight_wire::codes::Code;
 
 use crate::engine::{Engine, EngineError, EngineState};
 use crate::{contract, steps};
@@ -25,6 +26,16 @@ pub enum LoadError {
     /// The engine refused the file.
     #[error(transparent)]
     Engine(#[from] EngineError),
+}
+
+impl LoadError {
+    /// A stable code for reports and responses.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Engine(EngineError::Onnx(error)) => error.code(),
+            Self::Engine(_) | Self::Manifest { .. } => Code::SelfTestLoad,
+        }
+    }
 }
 
 /// Why a request cannot be answered.

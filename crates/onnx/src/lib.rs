@@ -1,5 +1,5 @@
 //! ONNX files as data: parse within limits, read and replace tensors, build small graphs.
-//! No I/O and no execution; the trainer and the tests call it. No bytes make it panic.
+//! No I/O and no execution. `check` is what every model passes before an engine sees it. No bytes make it panic.
 
 pub mod builder;
 mod model;
@@ -13,3 +13,4 @@ pub mod tensor;
 pub use builder::GraphBuilder;
 pub use model::{Dim, Limits, Model, OnnxError, ValueShape};
 pub use payload::{Payload, payloads};
+pub use scan::check;

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use farlight_wire::codes::Code;
 use prost::Message;
 
 use crate::proto::{
@@ -11,22 +12,33 @@ use crate::proto::{
 };
 use crate::{scan, tensor};
 
-/// What a model may at most be, checked before and while it is decoded.
+/// What a model may at most be, checked before it is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of the file.
     pub bytes: usize,
-    /// Nodes of the main graph.
+    /// Nodes of all graphs and functions.
     pub nodes: usize,
+    /// Tensors in the file: initialisers and constants.
+    pub tensors: usize,
+    /// Graphs within graphs (the branches and bodies of `If` and `Loop`).
+    pub graphs: usize,
+    /// Bytes of a name.
+    pub name: usize,
     /// Protobuf fields in all messages: bounds the memory that decoding takes.
     pub fields: usize,
 }
 
+impl Limits {
+    /// Several times the largest model that an edge gateway runs, and still at most about half a gigabyte once
+    /// decoded beside the weights. Exporters nest graphs two or three deep; names are paths of modules.
+    pub const DEFAULT: Self =
+        Self { bytes: 256 << 20, nodes: 20_000, tensors: 40_000, graphs: 8, name: 1_024, fields: 1_000_000 };
+}
+
 impl Default for Limits {
-    /// 256 MiB, 20,000 nodes, 1,000,000 fields: several times the largest model that an edge
-    /// gateway runs, and still at most about half a gigabyte once decoded beside the weights.
     fn default() -> Self {
-        Self { bytes: 256 << 20, nodes: 20_000, fields: 1_000_000 }
+        Self::DEFAULT
     }
 }
 
@@ -48,15 +60,30 @@ pub enum OnnxError {
         limit: usize,
     },
     /// More nodes than allowed.
-    #[error("the graph has {found} nodes, more than the {limit} allowed")]
+    #[error("the model has more than {limit} nodes")]
     TooManyNodes {
-        /// Number of nodes.
+        /// The limit.
+        limit: usize,
+    },
+    /// More tensors than allowed.
+    #[error("the model has more than {limit} tensors")]
+    TooManyTensors {
+        /// The limit.
+        limit: usize,
+    },
+    /// A name that is longer than allowed.
+    #[error("a name in the model has {found} bytes, more than the {limit} allowed")]
+    LongName {
+        /// Its length.
         found: usize,
         /// The limit.
         limit: usize,
     },
-    /// Messages nested too deeply.
-    #[error("messages are nested more than {limit} deep")]
+    /// A tensor that is read from another file.
+    #[error("a tensor keeps its data in another file; export the model as one file")]
+    External,
+    /// Graphs or messages nested too deeply.
+    #[error("graphs or messages are nested more than {limit} deep")]
     TooDeep {
         /// The limit.
         limit: usize,
@@ -96,6 +123,28 @@ pub enum OnnxError {
     },
 }
 
+impl OnnxError {
+    /// A stable code for reports and responses: over a limit, or not to be read at all.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::TooLarge { .. }
+            | Self::TooManyFields { .. }
+            | Self::TooManyNodes { .. }
+            | Self::TooManyTensors { .. }
+            | Self::LongName { .. }
+            | Self::TooDeep { .. } => Code::ModelOverLimits,
+            Self::External
+            | Self::Truncated
+            | Self::Decode(_)
+            | Self::NoGraph
+            | Self::DuplicateInitialiser(_)
+            | Self::UnknownInitialiser(_)
+            | Self::Tensor { .. }
+            | Self::ShapeChanged { .. } => Code::ModelMalformed,
+        }
+    }
+}
+
 /// One dimension of an input or output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Dim {
@@ -129,16 +178,9 @@ impl Model {
     /// # Errors
     /// [`OnnxError`] when a limit is passed or the bytes are not an ONNX model with a graph.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, OnnxError> {
-        if bytes.len() > limits.bytes {
-            return Err(OnnxError::TooLarge { found: bytes.len(), limit: limits.bytes });
-        }
-        scan::check(bytes, limits.fields)?;
+        scan::check(bytes, limits)?;
         let proto = ModelProto::decode(bytes).map_err(|error| OnnxError::Decode(error.to_string()))?;
         let model = Self::from_proto(proto)?;
-        let found = model.graph.node.len();
-        if found > limits.nodes {
-            return Err(OnnxError::TooManyNodes { found, limit: limits.nodes });
-        }
         let mut names = HashSet::new();
         for tensor in &model.graph.initializer {
             if !names.insert(tensor.name()) {

@@ -2,8 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 use farlight_onnx::builder::{float, ints};
-use farlight_onnx::{Dim, GraphBuilder, Limits, Model, OnnxError, tensor};
+use farlight_onnx::proto::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, attribute_proto::AttributeType,
+};
+use farlight_onnx::{Dim, GraphBuilder, Limits, Model, OnnxError, check, tensor};
 use proptest::prelude::*;
+use prost::Message as _;
 
 fn small() -> Model {
     GraphBuilder::new("small")
@@ -43,14 +47,22 @@ fn only_values_of_the_same_number_replace_an_initialiser() {
 #[test]
 fn limits_are_named_in_the_error() {
     let bytes = small().to_bytes();
-    let with = |bytes_limit, nodes, fields| Limits { bytes: bytes_limit, nodes, fields };
-    assert!(matches!(Model::parse(&bytes, &with(10, 9, 999)), Err(OnnxError::TooLarge { limit: 10, .. })));
-    assert!(matches!(
-        Model::parse(&bytes, &with(9999, 1, 999)),
-        Err(OnnxError::TooManyNodes { found: 2, .. })
-    ));
-    assert!(matches!(Model::parse(&bytes, &with(9999, 9, 9)), Err(OnnxError::TooManyFields { limit: 9 })));
-    assert!(matches!(Model::parse(&[], &Limits::default()), Err(OnnxError::NoGraph)));
+    let least = Limits { bytes: 999, nodes: 2, tensors: 2, graphs: 1, name: 9, fields: 99 };
+    check(&bytes, &least).unwrap();
+    for (limits, error) in [
+        (Limits { bytes: 10, ..least }, OnnxError::TooLarge { found: bytes.len(), limit: 10 }),
+        (Limits { nodes: 1, ..least }, OnnxError::TooManyNodes { limit: 1 }),
+        (Limits { tensors: 1, ..least }, OnnxError::TooManyTensors { limit: 1 }),
+        (Limits { graphs: 0, ..least }, OnnxError::TooDeep { limit: 0 }),
+        (Limits { name: 8, ..least }, OnnxError::LongName { found: 9, limit: 8 }),
+        (Limits { fields: 9, ..least }, OnnxError::TooManyFields { limit: 9 }),
+    ] {
+        assert_eq!(check(&bytes, &limits), Err(error.clone()));
+        assert_eq!(Model::parse(&bytes, &limits), Err(error.clone()));
+        assert_eq!(error.code().as_str(), "model.over_limits");
+    }
+    let none = check(&[], &Limits::default()).unwrap_err();
+    assert_eq!((none.code().as_str(), none), ("model.malformed", OnnxError::NoGraph));
     assert!(Model::parse(&bytes[..bytes.len() - 3], &Limits::default()).is_err());
 }
 
@@ -62,8 +74,49 @@ fn a_bomb_of_empty_nodes_is_refused_before_it_is_decoded() {
     bytes.extend(graph);
     assert_eq!(
         Model::parse(&bytes, &Limits::default()),
-        Err(OnnxError::TooManyFields { limit: Limits::default().fields })
+        Err(OnnxError::TooManyNodes { limit: Limits::default().nodes })
     );
+}
+
+/// A model whose one node has this attribute.
+fn holding(attribute: AttributeProto) -> Vec<u8> {
+    ModelProto { graph: Some(graph(attribute)), ..ModelProto::default() }.encode_to_vec()
+}
+
+fn graph(attribute: AttributeProto) -> GraphProto {
+    let node = NodeProto { attribute: vec![attribute], ..NodeProto::default() };
+    GraphProto { node: vec![node], ..GraphProto::default() }
+}
+
+fn branch(graph: GraphProto) -> AttributeProto {
+    AttributeProto { r#type: Some(AttributeType::Graph as i32), g: Some(graph), ..AttributeProto::default() }
+}
+
+#[test]
+fn graphs_nest_only_so_deep() {
+    let nested = |levels: usize| (1..levels).fold(GraphProto::default(), |inner, _| graph(branch(inner)));
+    let model = |levels| ModelProto { graph: Some(nested(levels)), ..ModelProto::default() }.encode_to_vec();
+    let limit = Limits::default().graphs;
+    check(&model(limit), &Limits::default()).unwrap();
+    for levels in [limit + 1, 60] {
+        assert_eq!(check(&model(levels), &Limits::default()), Err(OnnxError::TooDeep { limit }));
+    }
+}
+
+#[test]
+fn tensors_count_wherever_they_hide_and_never_lie_in_other_files() {
+    let limits = Limits { tensors: 1, ..Limits::default() };
+    let two = vec![TensorProto::default(); 2];
+    let many = holding(AttributeProto { tensors: two, ..AttributeProto::default() });
+    assert_eq!(check(&many, &limits), Err(OnnxError::TooManyTensors { limit: 1 }));
+    let outside = TensorProto { data_location: Some(1), ..TensorProto::default() };
+    let outside = holding(AttributeProto { t: Some(outside), ..AttributeProto::default() });
+    assert_eq!(check(&outside, &Limits::default()), Err(OnnxError::External));
+    // Texts in a tensor are messages of their own once decoded; numbers are not.
+    let texts = TensorProto { string_data: vec![Vec::new(); 100], ..TensorProto::default() };
+    let texts = holding(AttributeProto { t: Some(texts), ..AttributeProto::default() });
+    let limits = Limits { fields: 50, ..Limits::default() };
+    assert_eq!(check(&texts, &limits), Err(OnnxError::TooManyFields { limit: 50 }));
 }
 
 proptest! {

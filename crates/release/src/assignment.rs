@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use farlight_wire::{DeviceId, Millis, Permille, ReleaseId, RolloutId};
+use farlight_wire::codes::Code;
+use farlight_wire::{DeviceId, IdError, Millis, Permille, ReleaseId, RolloutId};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::envelope::{self, Envelope};
 use crate::key::{KeyPair, PublicKey};
@@ -88,12 +90,20 @@ pub enum AssignmentError {
     /// Not an assignment.
     #[error("the assignment is malformed: {0}")]
     Malformed(String),
+    /// Signed, and it names a release by what is no name.
+    #[error("the assignment names no release: {0}")]
+    Name(#[source] IdError),
     /// No signature by a key that may sign assignments.
-    #[error("the assignment has no valid signature by any of the {keys} assignment keys")]
-    Signature {
+    #[error("the assignment is not signed by any of the {keys} keys that may sign assignments")]
+    UnknownKey {
         /// How many keys may sign.
         keys: usize,
     },
+    /// A signature under the name of such a key that is not by it.
+    #[error(
+        "the assignment is not what was signed: the signature under an assignment key's name is not by it"
+    )]
+    Signature,
     /// For another device.
     #[error("the assignment is for device {found}, this is {expected}")]
     WrongDevice {
@@ -125,13 +135,15 @@ pub enum AssignmentError {
 
 impl AssignmentError {
     /// A stable code for reports and responses.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
-            Self::Malformed(_) => "assignment.malformed",
-            Self::Signature { .. } => "assignment.signature",
-            Self::WrongDevice { .. } => "assignment.wrong_device",
-            Self::Replayed { .. } => "assignment.replayed",
-            Self::Expired { .. } => "assignment.expired",
+            Self::Malformed(_) => Code::AssignmentMalformed,
+            Self::Name(_) => Code::AssignmentName,
+            Self::UnknownKey { .. } => Code::AssignmentUnknownKey,
+            Self::Signature => Code::AssignmentSignature,
+            Self::WrongDevice { .. } => Code::AssignmentWrongDevice,
+            Self::Replayed { .. } => Code::AssignmentReplayed,
+            Self::Expired { .. } => Code::AssignmentExpired,
             Self::Release(error) => error.code(),
         }
     }
@@ -176,8 +188,12 @@ pub fn verify(
     let ids: Vec<String> = keys.iter().map(PublicKey::id).collect();
     let trusted: BTreeMap<&str, &PublicKey> = ids.iter().map(String::as_str).zip(keys).collect();
     if envelope.signers(&trusted).is_empty() {
-        return Err(AssignmentError::Signature { keys: keys.len() });
+        return Err(match envelope.is_forged(&trusted) {
+            true => AssignmentError::Signature,
+            false => AssignmentError::UnknownKey { keys: keys.len() },
+        });
     }
+    check_names(envelope.signed())?;
     let payload: Payload = serde_json::from_value(envelope.into_signed())
         .map_err(|e| AssignmentError::Malformed(e.to_string()))?;
     if payload.kind != KIND {
@@ -240,6 +256,13 @@ fn check(assignment: &Assignment) -> Result<(), AssignmentError> {
     }
 }
 
+/// Release names become paths: one that is no name is called so, before the document is read as a whole.
+fn check_names(signed: &Value) -> Result<(), AssignmentError> {
+    let models = signed.get("models").and_then(Value::as_array);
+    let mut releases = models.into_iter().flatten().filter_map(|model| model.get("release")?.as_str());
+    releases.try_for_each(|name| name.parse::<ReleaseId>().map(drop).map_err(AssignmentError::Name))
+}
+
 fn too_large(length: usize) -> AssignmentError {
     AssignmentError::Malformed(format!("{length} bytes, at most {MAX_ASSIGNMENT} are allowed"))
 }
@@ -272,7 +295,8 @@ mod tests {
 
     fn code(bytes: &[u8], device: &str, now: u64, last: Option<&Last>) -> &'static str {
         let keys = [key(8).public(), key(7).public()];
-        verify(bytes, &keys, &device.parse().unwrap(), Millis(now), last).map_or_else(|e| e.code(), |_| "yes")
+        verify(bytes, &keys, &device.parse().unwrap(), Millis(now), last)
+            .map_or_else(|e| e.code().as_str(), |_| "yes")
     }
 
     #[test]
@@ -285,7 +309,15 @@ mod tests {
         assert_eq!(code(&bytes, "gw-2", 2, None), "assignment.wrong_device");
         assert_eq!(code(&bytes, "gw-1", 1000, None), "assignment.expired");
         let forged = sign(&assignment(6), &key(66)).unwrap();
-        assert_eq!(code(&forged, "gw-1", 2, None), "assignment.signature");
+        assert_eq!(code(&forged, "gw-1", 2, None), "assignment.unknown_key");
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        let changed = text.replace("\"sequence\":5", "\"sequence\":6");
+        assert_eq!(code(changed.as_bytes(), "gw-1", 2, None), "assignment.signature");
+        let mut climbing = serde_json::to_value(assignment(6)).unwrap();
+        climbing["models"][0]["release"] = "../../a/1.0.0".into();
+        climbing["_type"] = KIND.into();
+        let climbing = envelope::seal(&climbing, &[&key(7)]).unwrap();
+        assert_eq!(code(&climbing, "gw-1", 2, None), "assignment.bad_name");
         let older = sign(&assignment(4), &key(7)).unwrap();
         assert_eq!(code(&older, "gw-1", 2, Some(&last)), "assignment.replayed");
         let other = sign(&Assignment { models: vec![], ..assignment(5) }, &key(7)).unwrap();
@@ -294,7 +326,7 @@ mod tests {
         assert_eq!(code(&newer, "gw-1", 2, Some(&last)), "yes");
         let mut twice = assignment(7);
         twice.models.push(twice.models[0].clone());
-        assert_eq!(sign(&twice, &key(7)).unwrap_err().code(), "assignment.malformed");
+        assert_eq!(sign(&twice, &key(7)).unwrap_err().code(), Code::AssignmentMalformed);
         assert_eq!(code(&vec![b' '; MAX_ASSIGNMENT + 1], "gw-1", 2, None), "assignment.malformed");
     }
 

@@ -1,6 +1,7 @@
 //! Blobs: files known by the list of their chunk digests. A chunk is hashed before it is handed out for
 //! writing, so that a bad byte is refused within [`CHUNK`] and a torn download resumes at a good chunk.
 
+use farlight_wire::codes::Code;
 use sha2::{Digest, Sha256};
 
 use crate::digest;
@@ -32,25 +33,34 @@ pub enum FetchError {
         /// Where it begins.
         offset: u64,
     },
-    /// More or fewer bytes than signed.
-    #[error("blob {id}: {found} bytes came, signed are {expected}")]
-    Length {
+    /// More bytes than signed.
+    #[error("blob {id}: more bytes came than the {expected} that are signed")]
+    TooLong {
         /// The blob.
         id: String,
         /// Bytes signed.
         expected: u64,
-        /// Bytes that came (at least).
+    },
+    /// Fewer bytes than signed.
+    #[error("blob {id}: {found} bytes came, signed are {expected}")]
+    Truncated {
+        /// The blob.
+        id: String,
+        /// Bytes signed.
+        expected: u64,
+        /// Bytes that came.
         found: u64,
     },
 }
 
 impl FetchError {
     /// A stable code for reports and responses.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
-            Self::Description { .. } => "fetch.description",
-            Self::ChunkMismatch { .. } => "fetch.chunk_mismatch",
-            Self::Length { .. } => "fetch.length",
+            Self::Description { .. } => Code::FetchDescription,
+            Self::ChunkMismatch { .. } => Code::FetchChunkMismatch,
+            Self::TooLong { .. } => Code::FetchTooLong,
+            Self::Truncated { .. } => Code::FetchTruncated,
         }
     }
 }
@@ -154,7 +164,7 @@ impl ChunkVerifier {
     ///
     /// # Errors
     /// [`FetchError::ChunkMismatch`] when the chunk is not the signed one; it is dropped, and the next
-    /// byte expected is the one at [`Self::offset`]. [`FetchError::Length`] for bytes beyond the end.
+    /// byte expected is the one at [`Self::offset`]. [`FetchError::TooLong`] for bytes beyond the end.
     pub fn push(&mut self, received: &mut &[u8]) -> Result<Option<Chunk<'_>>, FetchError> {
         if self.handed_out {
             self.rewind();
@@ -164,8 +174,7 @@ impl ChunkVerifier {
         }
         let left = self.blob.length - self.offset;
         if left == 0 {
-            let found = self.blob.length.saturating_add(received.len() as u64);
-            return Err(self.wrong_length(found));
+            return Err(FetchError::TooLong { id: self.blob.id.clone(), expected: self.blob.length });
         }
         let size = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES);
         let (taken, rest) = received.split_at(received.len().min(size - self.pending.len()));
@@ -188,13 +197,13 @@ impl ChunkVerifier {
     /// Whether every byte came and was verified.
     ///
     /// # Errors
-    /// [`FetchError::Length`] when bytes are missing.
+    /// [`FetchError::Truncated`] when bytes are missing.
     pub fn finish(&self) -> Result<(), FetchError> {
-        if self.offset == self.blob.length { Ok(()) } else { Err(self.wrong_length(self.offset)) }
-    }
-
-    fn wrong_length(&self, found: u64) -> FetchError {
-        FetchError::Length { id: self.blob.id.clone(), expected: self.blob.length, found }
+        let (expected, found) = (self.blob.length, self.offset);
+        match found == expected {
+            true => Ok(()),
+            false => Err(FetchError::Truncated { id: self.blob.id.clone(), expected, found }),
+        }
     }
 }
 
@@ -240,7 +249,7 @@ mod tests {
         let mut received = &bad[..];
         assert_eq!(verifier.push(&mut received).unwrap().unwrap().offset, 0);
         let error = verifier.push(&mut received).unwrap_err();
-        assert_eq!(error.code(), "fetch.chunk_mismatch");
+        assert_eq!(error.code(), Code::FetchChunkMismatch);
         assert_eq!(verifier.offset(), CHUNK);
         let mut again = &data[CHUNK_BYTES..];
         assert_eq!(verifier.push(&mut again).unwrap().unwrap().offset, CHUNK);
@@ -256,7 +265,7 @@ mod tests {
         while verifier.push(&mut on_disk).unwrap().is_some() {}
         verifier.rewind();
         assert_eq!(verifier.offset(), CHUNK);
-        assert_eq!(verifier.finish().unwrap_err().code(), "fetch.length");
+        assert_eq!(verifier.finish().unwrap_err().code(), Code::FetchTruncated);
         assert!(verifier.push(&mut &data[CHUNK_BYTES..]).unwrap().is_some());
         assert_eq!(verifier.finish(), Ok(()));
     }
@@ -266,7 +275,7 @@ mod tests {
         let data = bytes(10);
         let mut long = data.clone();
         long.push(0);
-        assert_eq!(run(&describe(&data), &long, 100).unwrap_err().code(), "fetch.length");
+        assert_eq!(run(&describe(&data), &long, 100).unwrap_err().code(), Code::FetchTooLong);
     }
 
     #[test]
@@ -281,7 +290,7 @@ mod tests {
             Blob { chunks: vec![good.chunks[0].to_uppercase(), good.chunks[1].clone()], ..good.clone() },
         ];
         for blob in cases {
-            assert_eq!(check(&blob).unwrap_err().code(), "fetch.description", "{blob:?}");
+            assert_eq!(check(&blob).unwrap_err().code(), Code::FetchDescription, "{blob:?}");
         }
     }
 
@@ -291,7 +300,7 @@ mod tests {
             let data = bytes(length);
             let mut bad = data.clone();
             bad[at.index(length)] ^= 1 << bit;
-            prop_assert_eq!(run(&describe(&data), &bad, 700).unwrap_err().code(), "fetch.chunk_mismatch");
+            prop_assert_eq!(run(&describe(&data), &bad, 700).unwrap_err().code(), Code::FetchChunkMismatch);
         }
     }
 }

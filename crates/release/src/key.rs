@@ -8,6 +8,7 @@ use std::fmt;
 
 use ed25519_dalek::pkcs8::{DecodePrivateKey, EncodePrivateKey, KeypairBytes, spki::der::pem::LineEnding};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+use farlight_wire::codes::Code;
 use serde_json::{Value, json};
 
 use crate::{canonical, digest};
@@ -28,11 +29,11 @@ pub enum KeyError {
 
 impl KeyError {
     /// A stable code for reports and responses.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
-            Self::Unsupported(_) => "key.unsupported",
-            Self::Weak => "key.weak",
-            Self::Pem(_) => "key.malformed",
+            Self::Unsupported(_) => Code::KeyUnsupported,
+            Self::Weak => Code::KeyWeak,
+            Self::Pem(_) => Code::KeyMalformed,
         }
     }
 }

@@ -15,6 +15,3 @@ pub mod tuf;
 mod verified;
 
 pub use verified::Verified;
-
-#[cfg(test)]
-mod codes;

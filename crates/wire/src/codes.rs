@@ -55,11 +55,21 @@ codes! {
     TufTooLarge = "tuf.too_large", Never, "look at what serves the repository: it sends more than was signed";
     /// Release metadata is of another role than the one asked for.
     TufWrongType = "tuf.wrong_type", Never, "look at what serves the repository: it answers with the wrong file";
-    /// Too few valid signatures: forged, or below the threshold.
-    TufSignature = "tuf.signature", Never, "sign with enough keys of the role; if you did, somebody changed the file";
-    /// Older metadata than what is trusted already.
-    TufRollback = "tuf.rollback", Never, "the repository went back: restore its newest state";
-    /// Metadata of different states of the repository.
+    /// No signature on the metadata is by a key that its role names.
+    TufUnknownKey = "tuf.unknown_key", Never, "sign with a key of the role; if you did, the device follows another root";
+    /// A signature on the metadata stands under a named key and is not by it: changed or forged.
+    TufSignature = "tuf.signature", Never, "publish the signed file again, and look at who can change what the repository serves";
+    /// Good signatures on the metadata, but fewer than its role asks for.
+    TufBelowThreshold = "tuf.below_threshold", Never, "sign with more keys of the role";
+    /// An older root in the place of the next one.
+    TufRollbackRoot = "tuf.rollback_root", Never, "the repository went back: restore its newest state";
+    /// An older timestamp than the one that is trusted already.
+    TufRollbackTimestamp = "tuf.rollback_timestamp", Never, "the repository went back, or a mirror lags: restore the newest state";
+    /// A new timestamp that names an older snapshot than before.
+    TufRollbackSnapshot = "tuf.rollback_snapshot", Never, "the repository went back: restore its newest state, and look at the timestamp key";
+    /// A new snapshot that names older metadata of a role than before.
+    TufRollbackTargets = "tuf.rollback_targets", Never, "the repository went back: restore its newest state, and look at the online keys";
+    /// A genuine file of another state of the repository than the one that was announced.
     TufMixAndMatch = "tuf.mix_and_match", Never, "publish again; a mirror may have copied half of it";
     /// Metadata is past its date (freeze), or the clock is wrong.
     TufExpired = "tuf.expired", Later, "renew it with farlight repo refresh, and check the device's clock";
@@ -91,8 +101,12 @@ codes! {
 
     /// The assignment cannot be read.
     AssignmentMalformed = "assignment.malformed", Never, "compare the versions of agent and cloud";
-    /// The assignment is not signed by a key that the repository vouches for.
-    AssignmentSignature = "assignment.signature", Never, "publish the cloud's assignment key; if it is, the message was forged";
+    /// The assignment names a release by what is no name and could lead elsewhere.
+    AssignmentName = "assignment.bad_name", Never, "look at the cloud: it signed what none of its own tools writes";
+    /// No signature on the assignment is by a key that the repository vouches for: unknown or revoked.
+    AssignmentUnknownKey = "assignment.unknown_key", Never, "publish the cloud's assignment key; if it is, the message was forged";
+    /// The signature on the assignment stands under a known key and is not by it: changed or forged.
+    AssignmentSignature = "assignment.signature", Never, "look at the broker: somebody changes messages";
     /// The assignment is for another device.
     AssignmentWrongDevice = "assignment.wrong_device", Never, "look at the broker's access rules: somebody moves messages";
     /// The assignment is older than the last one.
@@ -105,7 +119,11 @@ codes! {
     /// The network or server failed.
     FetchUnreachable = "fetch.unreachable", Later, "check the network and the repository address; it is tried again";
     /// The server answered with a status that will not change.
-    FetchRefused = "fetch.refused", Never, "publish the release completely, then assign it again";
+    FetchRefused = "fetch.refused", Never, "look at the server's access rules and log, then assign the release again";
+    /// No source has a file that the signed metadata names.
+    FetchMissing = "fetch.missing", Never, "publish the release completely, then assign it again";
+    /// The list of an offline bundle is missing, malformed, or names no release that was asked for.
+    FetchBundle = "fetch.bundle", Never, "make the bundle with farlight release export";
     /// The server sends so slowly that it never ends.
     FetchTooSlow = "fetch.too_slow", Later, "another source is tried; look at the server or the link";
     /// More bytes came than the whole update may cost.
@@ -116,8 +134,12 @@ codes! {
     FetchDescription = "fetch.description", Never, "build the release again";
     /// A chunk differs from its signed digest.
     FetchChunkMismatch = "fetch.chunk_mismatch", Never, "the file was changed on the way; look at mirrors and proxies";
-    /// More or fewer bytes than signed.
-    FetchLength = "fetch.length", Never, "the file was cut or extended on the way; look at mirrors and proxies";
+    /// A source offers a file that is longer than signed.
+    FetchLength = "fetch.length", Never, "the file was extended on the way; look at mirrors and proxies";
+    /// A file goes on beyond its signed length (endless data).
+    FetchTooLong = "fetch.too_long", Never, "look at what serves the files: it sends more than was signed";
+    /// A file ends before its signed length.
+    FetchTruncated = "fetch.truncated", Never, "the file was cut on the way; look at mirrors and proxies";
     /// A file of an offline bundle is a link or leads outside of it.
     FetchOutside = "fetch.outside_bundle", Never, "make the bundle with farlight release export; it holds plain files only";
     /// A file could not be written.
@@ -125,18 +147,31 @@ codes! {
 
     /// A delta does not fit the file it is for, or cannot be read.
     DeltaMalformed = "delta.malformed", Never, "nothing to do: the whole file is fetched instead";
+    /// A part of a delta expands beyond the length that it declares (decompression bomb).
+    DeltaBomb = "delta.bomb", Never, "find out who signed the release: no tool of ours makes such a delta";
 
     /// What is on disk is not what was verified.
     VerifyMismatch = "verify.mismatch", Later, "check the storage medium";
-    /// The release asks for another agent, architecture or label.
-    Incompatible = "verify.incompatible", Never, "assign a release that fits this device";
+    /// The release asks for another version of the agent.
+    AgentVersion = "verify.agent_version", Never, "update the agent, or assign a release that fits it";
+    /// The release asks for another processor.
+    Architecture = "verify.architecture", Never, "assign a release that fits this device";
+    /// The release asks for a label that this device does not have.
+    Label = "verify.label", Never, "assign a release that fits this device, or correct its labels";
+
+    /// A model file is no ONNX model, or damaged.
+    ModelMalformed = "model.malformed", Never, "export the model as ONNX and build the release again";
+    /// A model file is larger, deeper or of more parts than is read.
+    ModelOverLimits = "model.over_limits", Never, "use a smaller model; the message says which limit it passes";
 
     /// The engine cannot load it.
     SelfTestLoad = "self_test.load", Never, "build the release for the engine of this agent";
     /// A golden vector differs.
     SelfTestGolden = "self_test.golden_mismatch", Never, "this device's engine computes it differently; choose another variant";
-    /// Over the memory, latency or time budget.
+    /// It was measured to need more memory or time an inference than its budget.
     SelfTestBudget = "self_test.over_budget", Never, "raise the budgets in the recipe or use a smaller model";
+    /// It asked for more memory than the self-test may have.
+    SelfTestMemory = "self_test.memory_limit", Never, "use a smaller model; the limit is its budget and what the agent itself needs";
     /// The self-test did not end in time.
     SelfTestTimeout = "self_test.timeout", Never, "use a smaller model, or raise update.self_test_seconds";
     /// The self-test process died.
@@ -180,6 +215,53 @@ codes! {
     RollBackStuck = "rollback.stuck", Later, "restart the agent; check the storage medium";
     /// The trust store is unreadable: no new installs until the device is enrolled again.
     TrustLost = "trust.lost", Never, "enrol the device again; what runs keeps running";
+
+    /// A key of a kind that is not read.
+    KeyUnsupported = "key.unsupported", Never, "make ed25519 keys with farlight keys generate";
+    /// A public key whose signatures prove nothing.
+    KeyWeak = "key.weak", Never, "make a new key with farlight keys generate";
+    /// Not a private key in PKCS#8 PEM.
+    KeyMalformed = "key.malformed", Never, "name a file that farlight keys generate made";
+
+    /// What was uploaded does not hold together.
+    RegistryRefused = "registry.refused", Never, "make it again with farlight release or farlight repo";
+    /// The id is no release, or no digest of a blob.
+    RegistryId = "registry.bad_id", Never, "name a release as MODEL/VERSION, a blob by its digest";
+    /// A release names a blob that was not uploaded.
+    RegistryMissingBlob = "registry.missing_blob", Later, "farlight release publish uploads the blobs first";
+    /// A published release would change.
+    RegistryImmutable = "registry.immutable", Never, "publish under another version";
+    /// The repository has another root already.
+    RegistryInitialised = "registry.initialised", Never, "use the keys that the repository was begun with";
+    /// The repository has no root yet.
+    RegistryNotInitialised = "registry.not_initialised", Later, "run farlight repo init --keys DIR";
+    /// The registry has no such release.
+    RegistryUnknown = "registry.unknown_release", Later, "see farlight release list";
+
+    /// The engine cannot run the model that is to be released.
+    ReleaseNotRunnable = "release.not_runnable", Never, "replace the operators and shapes named in the model, or correct the recipe's input";
+    /// The model fails on the data that it is evaluated with.
+    ReleaseRun = "release.run", Never, "check that the evaluation data is what the recipe says";
+    /// The model answers NaN or infinity on the data that it is evaluated with.
+    ReleaseNonFinite = "release.non_finite", Never, "check normalisation and training of the model";
+    /// The model misses the accuracy that its recipe asks for.
+    ReleaseGate = "release.gate", Never, "train it further, or change gate.min_accuracy in the recipe";
+    /// No release of this name is published.
+    ReleaseUnknown = "release.unknown", Later, "farlight release list shows what is";
+    /// The release is withdrawn or below the floor of its model.
+    ReleaseNotPermitted = "release.not_permitted", Never, "devices would refuse it; choose a release at or above the floor";
+    /// There is no such rollout.
+    RolloutUnknown = "rollout.unknown", Never, "farlight rollout status shows them";
+    /// A setting of the rollout breaks a rule.
+    RolloutSettings = "rollout.settings", Never, "correct the setting that the message names";
+    /// The rollout is in a state that does not allow it.
+    RolloutState = "rollout.state", Never, "farlight rollout status shows its state";
+    /// Another rollout of the model is under way.
+    RolloutConflict = "rollout.conflict", Later, "wait for it, or end it: farlight rollout abort";
+    /// Nothing of the model ran on the device before.
+    RollBackNothing = "rollback.nothing", Never, "name the release to go back to";
+    /// The release to go back to is of another model.
+    RollBackModel = "rollback.model", Never, "name a release of the model";
 }
 
 impl Code {
@@ -197,9 +279,9 @@ impl Code {
     /// operator insists. What the network, the clock, the storage or another wish ended is not held
     /// against it.
     pub fn blames_release(self) -> bool {
-        matches!(self.phase(), "self_test" | "shadow" | "probation" | "manifest")
+        matches!(self.phase(), "self_test" | "shadow" | "probation" | "manifest" | "model")
             && !matches!(self, Self::ShadowInconclusive | Self::ManifestDigest)
-            || matches!(self, Self::TooManyAttempts)
+            || matches!(self, Self::TooManyAttempts | Self::DeltaBomb)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use farlight_release::blob::describe;
 use farlight_release::manifest::MAX_MANIFEST;
 use farlight_release::tuf::signer::sign;
 use farlight_release::tuf::{Snapshot, Targets};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Attack, Delivery, Fixture, HONEST, table};
 use crate::models::{self, Parts};
-use crate::world::{DEVICE, FAR, PAST, World, key, target_path};
+use crate::world::{DEVICE, FAR, PAST, World, forge, key, naming, target_path};
 
 /// Files by their path.
 type Files<P> = BTreeMap<P, Vec<u8>>;
@@ -79,13 +80,6 @@ impl Fixture {
     }
 }
 
-/// A change of one text in a signed document, as somebody without keys could make it.
-fn forge(bytes: &[u8], from: &str, to: &str) -> anyhow::Result<Vec<u8>> {
-    let text = std::str::from_utf8(bytes)?;
-    anyhow::ensure!(text.contains(from), "{from:?} is not in the document");
-    Ok(text.replacen(from, to, 1).into_bytes())
-}
-
 fn metadata(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     let at = |name, title, code| attack(name, title, Delivery::Metadata, code);
     let file = |path: &str| honest.files.get(path).with_context(|| format!("no {path}"));
@@ -95,16 +89,22 @@ fn metadata(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     let forged = Targets::new(world.targets.version, FAR);
     world.publish_targets(&sign(&forged, &[&key(66), &key(67)])?)?;
     all.push(
-        at("arbitrary-software", "targets metadata signed by keys of the attacker", "tuf.signature")
+        at("arbitrary-software", "targets metadata signed by keys of the attacker", "tuf.unknown_key")
             .with(&world, honest),
     );
 
     let mut world = honest.clone();
-    world.keys.timestamp = key(66);
+    let named = std::mem::replace(&mut world.keys.timestamp, key(66)).public().id();
     world.publish()?;
+    let timestamp = world.files.get_mut("metadata/timestamp.json").context("no timestamp")?;
+    *timestamp = forge(timestamp, &key(66).public().id(), &named)?;
     all.push(
-        at("wrong-key", "a timestamp signed by another key than the root names", "tuf.signature")
-            .with(&world, honest),
+        at(
+            "wrong-key",
+            "a timestamp signed by another key under the name of the one in the root",
+            "tuf.signature",
+        )
+        .with(&world, honest),
     );
 
     let mut world = honest.clone();
@@ -114,7 +114,7 @@ fn metadata(honest: &World) -> anyhow::Result<Vec<Fixture>> {
         at(
             "below-threshold",
             "targets metadata with one of the two signatures that are needed",
-            "tuf.signature",
+            "tuf.below_threshold",
         )
         .with(&world, honest),
     );
@@ -123,14 +123,15 @@ fn metadata(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     let root = world.next_root(1)?;
     world.files.insert("metadata/3.root.json".into(), root);
     all.push(
-        at("rollback-root", "an older root under the next root's name", "tuf.rollback").with(&world, honest),
+        at("rollback-root", "an older root under the next root's name", "tuf.rollback_root")
+            .with(&world, honest),
     );
 
     let mut world = honest.clone();
     world.version = 2;
     world.publish()?;
     all.push(
-        at("rollback-timestamp", "an older timestamp than the one that is trusted", "tuf.rollback")
+        at("rollback-timestamp", "an older timestamp than the one that is trusted", "tuf.rollback_timestamp")
             .with(&world, honest),
     );
 
@@ -141,7 +142,7 @@ fn metadata(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     let timestamp = farlight_release::tuf::Timestamp::new(4, FAR, 2, &old);
     world.files.insert("metadata/timestamp.json".into(), sign(&timestamp, &[&world.keys.timestamp])?);
     all.push(
-        at("rollback-snapshot", "a newer timestamp that names an older snapshot", "tuf.rollback")
+        at("rollback-snapshot", "a newer timestamp that names an older snapshot", "tuf.rollback_snapshot")
             .with(&world, honest),
     );
 
@@ -149,7 +150,7 @@ fn metadata(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     world.targets.version = 2;
     world.publish()?;
     all.push(
-        at("rollback-targets", "a newer snapshot that names older targets metadata", "tuf.rollback")
+        at("rollback-targets", "a newer snapshot that names older targets metadata", "tuf.rollback_targets")
             .with(&world, honest),
     );
 
@@ -165,7 +166,7 @@ fn metadata(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     world.publish()?;
     world.files.insert("metadata/4.snapshot.json".into(), file("metadata/3.snapshot.json")?.clone());
     all.push(
-        at("mix-and-match", "a snapshot of another state than the timestamp names", "tuf.hash_mismatch")
+        at("mix-and-match", "a snapshot of another state than the timestamp names", "tuf.mix_and_match")
             .with(&world, honest),
     );
 
@@ -247,8 +248,8 @@ fn assignments(honest: &World) -> anyhow::Result<Vec<Fixture>> {
         at(
             "path-traversal",
             "a release whose name leads out of the repository",
-            "assignment.signature",
-            forge(&good, "m/1.0.0", "../../m/1.0.0")?,
+            "assignment.bad_name",
+            naming(&good, "../../m/1.0.0", signer)?,
         ),
         at(
             "unknown-release",
@@ -277,8 +278,13 @@ fn assignments(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     world.publish()?;
     let signed = world.assignment_with(6, "1.1.0", DEVICE, FAR, &stolen)?;
     all.push(
-        at("revoked-key", "a desired state signed by a key that was revoked", "assignment.signature", signed)
-            .with(&world, honest),
+        at(
+            "revoked-key",
+            "a desired state signed by a key that was revoked",
+            "assignment.unknown_key",
+            signed,
+        )
+        .with(&world, honest),
     );
     Ok(all)
 }
@@ -295,7 +301,7 @@ fn with_release(honest: &World, parts: &Parts, changes: &Value) -> anyhow::Resul
 fn releases(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     let at = |name, title, code| attack(name, title, Delivery::Assignment, code);
     let good = models::honest(1.0)?;
-    let blob = format!("blobs/{}", farlight_release::blob::describe(&good.onnx).id);
+    let blob = format!("blobs/{}", describe(&good.onnx).id);
     let (world, told) = with_release(honest, &good, &json!({}))?;
     let mut all = Vec::new();
 
@@ -325,14 +331,14 @@ fn releases(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     let shorter =
         change(&|files| files.get_mut(&blob).into_iter().for_each(|file| file.truncate(file.len() - 1)));
     all.push(
-        at("truncated", "a model file that ends early", "fetch.length")
+        at("truncated", "a model file that ends early", "fetch.truncated")
             .with(&shorter, honest)
             .told(told.clone()),
     );
 
     let missing = change(&|files| drop(files.remove(&blob)));
     all.push(
-        at("missing-blob", "a manifest that names a file which is not there", "fetch.refused")
+        at("missing-blob", "a manifest that names a file which is not there", "fetch.missing")
             .with(&missing, honest)
             .told(told.clone()),
     );
@@ -346,7 +352,7 @@ fn releases(honest: &World) -> anyhow::Result<Vec<Fixture>> {
             .told(told.clone()),
     );
 
-    let mut endless = at("endless-data", "a model file that never ends", "fetch.length")
+    let mut endless = at("endless-data", "a model file that never ends", "fetch.too_long")
         .with(&world, honest)
         .told(told.clone());
     endless.attack.endless = Some(blob.clone());
@@ -363,7 +369,7 @@ fn releases(honest: &World) -> anyhow::Result<Vec<Fixture>> {
         at(
             "agent-too-old",
             "a release for a newer agent, which this one would run wrongly",
-            "verify.incompatible",
+            "verify.agent_version",
         )
         .with(&agent, honest)
         .told(told),
@@ -371,7 +377,7 @@ fn releases(honest: &World) -> anyhow::Result<Vec<Fixture>> {
 
     let (board, told) = with_release(honest, &good, &json!({ "requires": { "architectures": ["pdp11"] } }))?;
     all.push(
-        at("wrong-architecture", "a release for another processor", "verify.incompatible")
+        at("wrong-architecture", "a release for another processor", "verify.architecture")
             .with(&board, honest)
             .told(told),
     );
@@ -421,7 +427,7 @@ fn releases(honest: &World) -> anyhow::Result<Vec<Fixture>> {
         "bundle-names-itself-out",
         "a stick whose list names a release outside of it",
         Delivery::Bundle,
-        "fetch.refused",
+        "fetch.bundle",
     );
     climbing.files.insert("bundle.json".into(), br#"{"format":1,"releases":["../../etc/1.0.0"]}"#.to_vec());
     all.push(climbing);
@@ -432,7 +438,7 @@ fn models(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     let at = |name, title, code| attack(name, title, Delivery::Assignment, code);
     let good = models::honest(1.0)?;
     let mut all = Vec::new();
-    let cases: [(&str, &str, &str, Parts, Value); 5] = [
+    let cases: [(&str, &str, &str, Parts, Value); 6] = [
         (
             "golden-mismatch",
             "a model that computes something else than its golden vectors say",
@@ -443,14 +449,21 @@ fn models(honest: &World) -> anyhow::Result<Vec<Fixture>> {
         (
             "not-a-model",
             "a file that is no model at all",
-            "self_test.load",
+            "model.malformed",
             Parts { onnx: b"\x08\x08this is no graph".to_vec(), golden: good.golden.clone() },
+            json!({}),
+        ),
+        (
+            "nested-model",
+            "a model of graphs within graphs, so deep that a reader runs out of stack",
+            "model.over_limits",
+            models::nested()?,
             json!({}),
         ),
         (
             "greedy-model",
             "a model that allocates without end",
-            "self_test.over_budget",
+            "self_test.memory_limit",
             models::greedy()?,
             json!({}),
         ),
@@ -463,6 +476,17 @@ fn models(honest: &World) -> anyhow::Result<Vec<Fixture>> {
             json!({ "budgets": { "memory_kib": 64, "p95_us": 1_000_000 } }),
         ),
     ];
+    let (parts, delta) = models::bomb()?;
+    let deltas = json!([{ "from": describe(&models::honest(0.0)?.onnx).id, "blob": describe(&delta) }]);
+    let changes = json!({ "variants": [{ "precision": "fp32", "format": "onnx",
+        "blob": describe(&parts.onnx), "deltas": deltas }] });
+    let (mut world, told) = with_release(honest, &parts, &changes)?;
+    world.blob(&delta);
+    all.push(
+        at("zstd-bomb", "a delta of four kilobytes of which a part unpacks to 128 megabytes", "delta.bomb")
+            .with(&world, honest)
+            .told(told),
+    );
     for (name, title, code, parts, changes) in cases {
         let (world, told) = with_release(honest, &parts, &changes)?;
         all.push(at(name, title, code).with(&world, honest).told(told));

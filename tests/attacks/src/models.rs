@@ -2,8 +2,11 @@
 
 use anyhow::Context;
 use farlight_inference::{Pipeline, golden};
-use farlight_onnx::Dim;
 use farlight_onnx::builder::{GraphBuilder, int};
+use farlight_onnx::proto::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, attribute_proto::AttributeType,
+};
+use farlight_onnx::{Dim, Model};
 use farlight_release::blob;
 use farlight_release::manifest::Manifest;
 use serde_json::{Value, json};
@@ -16,6 +19,13 @@ const SIDE: i64 = 2048;
 const PRODUCTS: usize = 400;
 /// How often the greedy model doubles its six elements: to 1.5 TiB.
 const DOUBLINGS: usize = 36;
+
+/// How many graphs lie within one another in the nested model.
+const LEVELS: usize = 30;
+/// Blocks in the frame of the bomb: each is four bytes and unpacks to 128 KiB.
+const BLOCKS: usize = 1024;
+/// Bytes that readers skip at the end of the file which the bomb pretends to make: a delta has to be smaller.
+const PADDING: usize = 8192;
 
 /// A model file with its golden vectors.
 #[derive(Debug, Clone)]
@@ -103,6 +113,66 @@ pub fn endless() -> anyhow::Result<Parts> {
         .node("ReduceSum", &["wide", "axes"], &["y"], &[])
         .finish()?;
     Ok(Parts { onnx: model.to_bytes(), golden: honest(0.0)?.golden })
+}
+
+/// A model whose one node holds a graph whose one node holds a graph, and so on.
+///
+/// # Errors
+/// When the golden vectors cannot be made.
+pub fn nested() -> anyhow::Result<Parts> {
+    let mut graph = GraphProto::default();
+    for _ in 0..LEVELS {
+        let body = AttributeProto {
+            name: Some("body".to_owned()),
+            r#type: Some(AttributeType::Graph as i32),
+            g: Some(graph),
+            ..AttributeProto::default()
+        };
+        let node =
+            NodeProto { op_type: Some("Loop".to_owned()), attribute: vec![body], ..NodeProto::default() };
+        graph = GraphProto { node: vec![node], ..GraphProto::default() };
+    }
+    let model = Model::from_proto(ModelProto { graph: Some(graph), ..ModelProto::default() })?;
+    Ok(Parts { onnx: model.to_bytes(), golden: honest(0.0)?.golden })
+}
+
+/// A harmless model file, and a delta that is to make it of the honest one: its only part is a zstd frame of 4 KiB
+/// that unpacks to 128 MiB.
+///
+/// # Errors
+/// When the models cannot be made.
+pub fn bomb() -> anyhow::Result<(Parts, Vec<u8>)> {
+    let old = honest(0.0)?.onnx;
+    let mut parts = honest(1.0)?;
+    // Field 2047, which no reader of ONNX knows.
+    parts.onnx.extend([0xfa, 0x7f]);
+    parts.onnx.extend(number(PADDING));
+    parts.onnx.extend([0; PADDING]);
+    // RFC 8878: magic number, no content size, a window of 1 MiB, then blocks of one repeated byte.
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x50];
+    for block in 1..=BLOCKS {
+        let header: u32 = 128 * 1024 << 3 | 1 << 1 | u32::from(block == BLOCKS);
+        frame.extend_from_slice(&header.to_le_bytes()[..3]);
+        frame.push(0);
+    }
+    // A text of the whole file, without a prefix.
+    let mut delta = b"FLDELTA\x01".to_vec();
+    delta.extend([number(old.len()), number(parts.onnx.len()), vec![2], number(parts.onnx.len())].concat());
+    delta.extend([0, 0]);
+    delta.extend(number(frame.len()));
+    delta.extend(frame);
+    Ok((parts, delta))
+}
+
+/// A number as deltas and protobuf write it: seven bits a byte, lowest first.
+fn number(mut number: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+    out
 }
 
 /// A manifest for a model; `changes` replaces fields.

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 use farlight_release::assignment::{self, Assignment, ModelAssignment, Probation};
-use farlight_release::digest;
 use farlight_release::key::{KeyPair, PublicKey};
 use farlight_release::tuf::signer::{RootSigners, Signers, assignment_keys, sign};
 use farlight_release::tuf::{ASSIGNMENT_KEYS, Root, Snapshot, Targets, Timestamp};
+use farlight_release::{canonical, digest};
 use farlight_wire::Millis;
 use serde_json::{Value, json};
 
@@ -235,4 +235,26 @@ impl World {
         let new = self.files.iter().filter(|(path, bytes)| honest.files.get(*path) != Some(bytes));
         new.map(|(path, bytes)| (path.clone(), bytes.clone())).collect()
     }
+}
+
+/// A document like `good` that names `release`, signed by `signer`: no tool of ours writes one.
+///
+/// # Errors
+/// When the document is not one of ours.
+pub fn naming(good: &[u8], release: &str, signer: &KeyPair) -> anyhow::Result<Vec<u8>> {
+    let mut signed = serde_json::from_slice::<Value>(good)?["signed"].take();
+    signed["models"][0]["release"] = release.into();
+    let signature = signer.sign(&canonical::to_vec(&signed)?);
+    let signatures = json!([{ "keyid": signer.public().id(), "sig": signature }]);
+    Ok(canonical::to_vec(&json!({ "signatures": signatures, "signed": signed }))?)
+}
+
+/// A change of one text in a signed document, as somebody without keys could make it.
+///
+/// # Errors
+/// When the document is not one of ours.
+pub fn forge(bytes: &[u8], from: &str, to: &str) -> anyhow::Result<Vec<u8>> {
+    let text = std::str::from_utf8(bytes)?;
+    anyhow::ensure!(text.contains(from), "{from:?} is not in the document");
+    Ok(text.replacen(from, to, 1).into_bytes())
 }

@@ -152,7 +152,7 @@ pub(crate) async fn replayed_metadata(stage: &mut Stage, candidate: &Path) -> an
     })
     .await?;
     let untouched = all_run(stage, "1.1.0").await?.is_some();
-    stage.numbers.replayed_refused = code == "tuf.rollback" && untouched;
+    stage.numbers.replayed_refused = code == "tuf.rollback_timestamp" && untouched;
     let state = stage.rollout(&id).await?["state"].clone();
     if state == "running" {
         api.post(&format!("/api/v1/rollouts/{id}/abort"), &serde_json::json!({})).await?;

@@ -9,6 +9,7 @@ use farlight_release::blob;
 use farlight_release::manifest::{Lineage, Task};
 use farlight_training::data::Samples;
 use farlight_wire::ReleaseId;
+use farlight_wire::codes::Code;
 use serde::Serialize;
 
 use super::bundle::Bundle;
@@ -92,8 +93,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     if accuracy.is_some_and(|accuracy| accuracy < recipe.gate.min_accuracy) {
         let (found, needed) = (measured.accuracy, recipe.gate.min_accuracy);
         let message = format!("accuracy {found:.4} on {} samples is below {needed}", samples.len());
-        return Err(CliError::new(Exit::Failure, "release.gate", message)
-            .hint("train it further, or change `gate.min_accuracy` in the recipe"));
+        return Err(CliError::delivery(Exit::Failure, Code::ReleaseGate, message));
     }
     let profile =
         profile::build(&mut worker, &samples.x, &recipe.input.channels).map_err(|e| run_error(&e))?;
@@ -147,7 +147,7 @@ fn measure(worker: &mut Worker, samples: &Samples) -> Result<Measured, CliError>
         micros.push(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
         if prediction.non_finite {
             let message = format!("the model answers NaN or infinity to sample {number}");
-            return Err(CliError::new(Exit::Failure, "release.non_finite", message));
+            return Err(CliError::delivery(Exit::Failure, Code::ReleaseNonFinite, message));
         }
         right += usize::from(prediction.top == *label as usize);
     }
@@ -168,16 +168,17 @@ fn recipe_error(args: &Args, why: &str) -> CliError {
 
 fn load_error(args: &Args, error: &LoadError) -> CliError {
     let message = format!("model {} does not run on the fleet's engine: {error}", args.model.display());
-    CliError::new(Exit::File, "release.not_runnable", message)
-        .hint("the operators and shapes named above must be replaced in the model, or the recipe's input be corrected")
+    let code = match error.code() {
+        // The code of a device, which meets the model in its self-test.
+        Code::SelfTestLoad => Code::ReleaseNotRunnable,
+        code => code,
+    };
+    CliError::delivery(Exit::File, code, message)
 }
 
 fn run_error(error: &dyn std::error::Error) -> CliError {
-    CliError::new(
-        Exit::Failure,
-        "release.run",
-        format!("the model does not run on the evaluation data: {error}"),
-    )
+    let text = format!("the model does not run on the evaluation data: {error}");
+    CliError::delivery(Exit::Failure, Code::ReleaseRun, text)
 }
 
 fn show(summary: &Summary) -> String {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use farlight_release::blob;
 use farlight_release::manifest::Blob;
+use farlight_wire::codes::Code;
 use serde::Serialize;
 
 use crate::cli::error::CliError;
@@ -74,6 +75,6 @@ impl Bundle {
             return Ok(bytes);
         }
         let message = format!("{} is not the blob that the manifest names", path.display());
-        Err(CliError::verification("fetch.chunk_mismatch", message).hint("build the release again"))
+        Err(CliError::verification(Code::FetchChunkMismatch, message).hint("build the release again"))
     }
 }

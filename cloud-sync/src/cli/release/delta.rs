@@ -63,7 +63,7 @@ pub(super) fn make(bases: &[PathBuf], model: &[u8]) -> Result<(Vec<Made>, Vec<Sa
         let bytes = encode(&old, model)?;
         check(&old, &bytes, model).map_err(|error| {
             let message = format!("the delta from {} does not make the model: {error}", base.display());
-            CliError::new(Exit::Failure, error.code(), message)
+            CliError::delivery(Exit::Failure, error.code(), message)
         })?;
         let blob = blob::describe(&bytes);
         let offered = blob.length < model.len() as u64;

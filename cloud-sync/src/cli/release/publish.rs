@@ -10,6 +10,7 @@ use farlight_release::digest;
 use farlight_release::manifest::Blob;
 use farlight_release::timestamp;
 use farlight_wire::Millis;
+use farlight_wire::codes::Code;
 use futures_util::stream;
 use indicatif::ProgressBar;
 use reqwest::Body;
@@ -47,8 +48,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), CliError> 
             return answer(context, &record, "was published already");
         }
         let message = format!("release {release} is published with another manifest");
-        return Err(CliError::verification("registry.immutable", message)
-            .hint("a release never changes: build it under another version"));
+        return Err(CliError::verification(Code::RegistryImmutable, message));
     }
     let signed = Change::in_bundle(&args.bundle)?;
     if signed.is_empty() {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use farlight_release::tuf::{Role, Targets};
 use farlight_wire::ReleaseId;
+use farlight_wire::codes::Code;
 use serde::Serialize;
 
 use super::bundle::Bundle;
@@ -96,7 +97,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> Result<(), CliError> 
     }
     if change.sign(&pairs, &trust)? == 0 {
         let message = format!("none of these keys may sign releases of {} (role {role})", release.model);
-        return Err(CliError::verification("tuf.signature", message)
+        return Err(CliError::verification(Code::TufUnknownKey, message)
             .hint("are these the right keys? see `farlight repo status` and `farlight keys list DIR`"));
     }
     let missing = change.missing(&trust)?;

@@ -15,6 +15,7 @@ use clap::{Args, Subcommand};
 use farlight_release::key::{KeyPair, PublicKey};
 use farlight_release::tuf::signer::{self, RootSigners, Signers};
 use farlight_release::tuf::{ASSIGNMENT_KEYS, MAX_ROOT, Role, Root, Targets, TrustedRoot, TufError};
+use farlight_wire::codes::Code;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -191,7 +192,7 @@ async fn adopt(args: &Init, api: &Api, root: &[u8], pairs: &[KeyPair]) -> Result
     let ours: std::collections::BTreeSet<_> = pairs.iter().map(|pair| *pair.public().as_bytes()).collect();
     if ours.is_disjoint(&trusted.keys(Role::Root)) {
         return Err(CliError::verification(
-            "registry.initialised",
+            Code::RegistryInitialised,
             "the cloud has a repository with other root keys",
         )
         .hint("use the folder of keys that it was made with"));

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use farlight_release::tuf::{Role, Root, TrustedRoot};
+use farlight_wire::codes::Code;
 use serde::Serialize;
 
 use super::change::{self, Change};
@@ -53,7 +54,7 @@ pub(super) async fn run(args: &Sign, api: &Api) -> Result<Answer, CliError> {
     }
     if change.sign(&pairs(&args.keys)?, &trust)? == 0 {
         return Err(CliError::verification(
-            "tuf.signature",
+            Code::TufUnknownKey,
             "none of these keys may sign what is in the folder",
         )
         .hint("see `farlight keys list DIR`"));
@@ -77,7 +78,7 @@ pub(super) fn add_root_signature(args: &AddRootSignature, context: &Context) -> 
     };
     let added = change::sign_root(&mut bytes, &pairs(&args.keys)?, old.as_ref())?;
     if added == 0 {
-        return Err(CliError::verification("tuf.signature", "none of these keys is one of the root's")
+        return Err(CliError::verification(Code::TufUnknownKey, "none of these keys is one of the root's")
             .hint("name the root before it with --old if the keys are among those that it replaces"));
     }
     files::write(&args.root, &bytes)?;

@@ -104,7 +104,8 @@ pub(super) async fn fetch(args: Fetch, context: &Context) -> Result<(), CliError
     let bytes = bytes.ok_or_else(|| CliError::failure(format!("job {} has no candidate", args.id)))?;
     let digest = sha256(&bytes);
     if view.job.detail.candidate_sha256.as_ref() != Some(&digest) {
-        return Err(CliError::verification("train.digest", "the candidate is not the one that was judged"));
+        let text = "the candidate is not the one that was judged";
+        return Err(CliError::new(Exit::Verification, "train.digest", text));
     }
     files::write(&args.out, &bytes)?;
     context.answer(&view, |view| format!("{}: {} bytes, sha256 {digest}", view.job.id, bytes.len()))

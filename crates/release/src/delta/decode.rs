@@ -209,6 +209,7 @@ impl<F: Read + Seek, D: Read, N: Write> Apply<'_, F, D, N> {
         });
         match read {
             Ok(read) if read == length => self.write(),
+            Ok(read) if read > length => Err(DeltaError::Bomb { made: self.made, declared: length as u64 }),
             Ok(_) => self.malformed("a text does not have the length that is declared"),
             Err(_) => self.malformed("a text is not a whole zstd frame within the window allowed"),
         }

@@ -33,7 +33,7 @@ pub fn encode(old: &[u8], new: &[u8], progress: &mut dyn FnMut(u64)) -> io::Resu
     put(&mut out, old.len() as u64);
     put(&mut out, new.len() as u64);
     let mut encode = Encode { old, new, old_at: 0, out, learned: Learned::default(), progress };
-    let fields = Limits::default().fields;
+    let fields = Limits::DEFAULT.fields;
     // Files that are no models are all text.
     let before = payloads(old, fields).unwrap_or_default();
     let after = payloads(new, fields).unwrap_or_default();

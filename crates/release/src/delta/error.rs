@@ -2,6 +2,8 @@
 
 use std::io;
 
+use farlight_wire::codes::Code;
+
 /// Why a delta could not be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum DeltaError {
@@ -44,6 +46,16 @@ pub enum DeltaError {
         /// The rule.
         why: &'static str,
     },
+    /// A part of it expands beyond the length that it declares.
+    #[error(
+        "the delta is a bomb: after {made} bytes of the new file, a part goes on beyond its {declared} bytes"
+    )]
+    Bomb {
+        /// Bytes made until then.
+        made: u64,
+        /// Length of the part.
+        declared: u64,
+    },
     /// The old file cannot be read.
     #[error("read the old file: {0}")]
     Old(#[source] io::Error),
@@ -56,17 +68,18 @@ pub enum DeltaError {
 }
 
 impl DeltaError {
-    /// A stable code for reports and responses. One for all that can be wrong with a delta: what is done about
-    /// it is the same.
-    pub fn code(&self) -> &'static str {
+    /// A stable code for reports and responses: one for all that time and transport can do to a delta, for what is
+    /// done about it is the same, and one for what only malice does.
+    pub fn code(&self) -> Code {
         match self {
             Self::Mark
             | Self::Version { .. }
             | Self::Base { .. }
             | Self::Length { .. }
             | Self::Truncated { .. }
-            | Self::Malformed { .. } => "delta.malformed",
-            Self::Old(_) | Self::Delta(_) | Self::New(_) => "storage.failed",
+            | Self::Malformed { .. } => Code::DeltaMalformed,
+            Self::Bomb { .. } => Code::DeltaBomb,
+            Self::Old(_) | Self::Delta(_) | Self::New(_) => Code::StorageFailed,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use farlight_wire::codes::Code;
 use serde::Deserialize;
 
 use crate::blob::{self, FetchError};
@@ -24,6 +25,11 @@ pub const MAX_STEPS: usize = 16;
 pub const MAX_VARIANTS: usize = 16;
 /// Most deltas of one variant: a device that is further behind fetches the file.
 pub const MAX_DELTAS: usize = 16;
+/// Largest model file in bytes: what [`farlight_onnx::check`] reads, known before the first byte is fetched.
+pub const MAX_MODEL: u64 = farlight_onnx::Limits::DEFAULT.bytes as u64;
+/// Largest file of golden vectors in bytes: as many as are run, each a colour image of 224 × 224, are 150 MiB. They
+/// are held in memory as a whole.
+pub const MAX_GOLDEN: u64 = 256 * 1024 * 1024;
 /// Most classes.
 pub const MAX_LABELS: usize = farlight_wire::limits::MAX_BINS;
 /// Longest name or label in characters.
@@ -64,13 +70,13 @@ pub enum ManifestError {
 
 impl ManifestError {
     /// A stable code for reports and responses.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
-            Self::TooLarge { .. } => "manifest.too_large",
-            Self::Malformed(_) => "manifest.malformed",
-            Self::Format { .. } => "manifest.format",
-            Self::Digest => "manifest.digest",
-            Self::Invalid { .. } => "manifest.invalid",
+            Self::TooLarge { .. } => Code::ManifestTooLarge,
+            Self::Malformed(_) => Code::ManifestMalformed,
+            Self::Format { .. } => Code::ManifestFormat,
+            Self::Digest => Code::ManifestDigest,
+            Self::Invalid { .. } => Code::ManifestInvalid,
         }
     }
 }
@@ -214,9 +220,18 @@ impl Manifest {
                 return invalid(format!("variants[{i}].format"), "must be onnx");
             }
             check_blob(&format!("variants[{i}].blob"), &variant.blob)?;
+            if variant.blob.length > MAX_MODEL {
+                return invalid(
+                    format!("variants[{i}].blob"),
+                    format!("must have at most {MAX_MODEL} bytes"),
+                );
+            }
             check_deltas(&format!("variants[{i}].deltas"), variant)?;
         }
         check_blob("golden", &self.golden)?;
+        if self.golden.length > MAX_GOLDEN {
+            return invalid("golden", format!("must have at most {MAX_GOLDEN} bytes"));
+        }
         if !self.golden_tolerance.is_finite() || self.golden_tolerance < 0.0 {
             return invalid("golden_tolerance", "must be finite and not negative");
         }

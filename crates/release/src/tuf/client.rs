@@ -238,7 +238,7 @@ impl Client {
             let (trusted, offered) = (old.document.version, new.document.version);
             // 5.4.3.1: an older one is refused, the same one discarded.
             if offered < trusted {
-                return Err(TufError::Rollback { what, trusted, offered });
+                return Err(TufError::Rollback { what, role: Role::Timestamp, trusted, offered });
             }
             if offered == trusted {
                 let now = self.trusted_now(started);
@@ -252,7 +252,7 @@ impl Client {
             let (trusted, offered) = (version(old), version(&new));
             if offered < trusted {
                 let what = "snapshot metadata (as the timestamp names it)".to_owned();
-                return Err(TufError::Rollback { what, trusted, offered });
+                return Err(TufError::Rollback { what, role: Role::Snapshot, trusted, offered });
             }
         }
         // 5.4.4: freeze attack. The root again, for a chain that was cut off at its limit and for a clock
@@ -279,7 +279,7 @@ impl Client {
     fn take_snapshot(&mut self, bytes: &[u8], started: Millis) -> Result<Vec<String>, TufError> {
         // 5.5.2: digest and length as the timestamp has them, before anything is parsed.
         let meta = self.snapshot_meta().ok_or(TufError::Incomplete)?;
-        meta.verify("snapshot metadata", bytes)?;
+        Held::<Snapshot>::is_announced(&self.root, meta, bytes)?;
         let new = Held::<Snapshot>::new(&self.root, bytes)?;
         // 5.5.4: the version that the timestamp names.
         announced("snapshot metadata", meta.version, new.document.version)?;
@@ -288,7 +288,8 @@ impl Client {
             let offered = new.document.meta.get(name).map_or(0, |meta| meta.version);
             if offered < old.version {
                 let what = format!("{name:.80} (as the snapshot names it)");
-                return Err(TufError::Rollback { what, trusted: old.version, offered });
+                let (role, trusted) = (Role::Targets, old.version);
+                return Err(TufError::Rollback { what, role, trusted, offered });
             }
         }
         // 5.5.6: freeze attack.
@@ -309,7 +310,7 @@ impl Client {
     /// 5.6, but for its last step, which is a lookup.
     fn take_targets(&mut self, bytes: &[u8], started: Millis) -> Result<(), TufError> {
         let meta = self.targets_meta().ok_or(TufError::Incomplete)?;
-        meta.verify("targets metadata", bytes)?;
+        Held::<Targets>::is_announced(&self.root, meta, bytes)?;
         let new = Held::<Targets>::new(&self.root, bytes)?;
         announced("targets metadata", meta.version, new.document.version)?;
         fresh(&*new.document, self.trusted_now(started))?;

@@ -1,7 +1,9 @@
 //! Why metadata or a target was refused, one variant an attack or fault, each with a stable code.
 
+use farlight_wire::codes::Code;
 use farlight_wire::{Millis, ReleaseId};
 
+use super::Role;
 use crate::timestamp;
 
 /// Why a step of the workflow was refused. Whatever was trusted before stays as it was.
@@ -34,10 +36,12 @@ pub enum TufError {
         found: String,
     },
     /// Too few valid signatures.
-    #[error("{what} has {valid} valid signatures by keys of the {signers} and needs {threshold}")]
+    #[error("{what} has {valid} valid signatures by keys of the {signers} and needs {threshold}; {fault}")]
     Signature {
         /// The file.
         what: String,
+        /// What is wrong with those that do not count.
+        fault: SignatureFault,
         /// Whose keys were asked for: `trusted root`, `new root` or `delegating role`.
         signers: &'static str,
         /// Distinct keys with a valid signature.
@@ -50,12 +54,14 @@ pub enum TufError {
     Rollback {
         /// The file.
         what: String,
+        /// Its role; that of the top-level targets for a delegated one.
+        role: Role,
         /// The version that is trusted.
         trusted: u64,
         /// The version that was offered.
         offered: u64,
     },
-    /// Another version than the one that was announced.
+    /// Genuine, and of another version than the one that was announced.
     #[error("{what} has version {found}, announced was {expected}")]
     MixAndMatch {
         /// The file.
@@ -133,25 +139,55 @@ pub enum TufError {
     NotAsked,
 }
 
+/// What is wrong with the signatures that do not count towards a threshold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignatureFault {
+    /// No signature is by a key that the role names.
+    UnknownKeys,
+    /// One stands under the name of such a key and is not by it.
+    Forged,
+    /// All of them are good, but there are too few.
+    TooFew,
+}
+
+impl std::fmt::Display for SignatureFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::UnknownKeys => "none is by a key that the role names",
+            Self::Forged => "one under the name of such a key is not by it",
+            Self::TooFew => "more are needed",
+        })
+    }
+}
+
 impl TufError {
     /// A stable code for reports and responses.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
-            Self::Malformed { .. } => "tuf.malformed",
-            Self::TooLarge { .. } => "tuf.too_large",
-            Self::WrongType { .. } => "tuf.wrong_type",
-            Self::Signature { .. } => "tuf.signature",
-            Self::Rollback { .. } => "tuf.rollback",
-            Self::MixAndMatch { .. } => "tuf.mix_and_match",
-            Self::Expired { .. } => "tuf.expired",
-            Self::HashMismatch { .. } => "tuf.hash_mismatch",
-            Self::Missing { .. } | Self::Unlisted { .. } => "tuf.missing",
-            Self::UnknownTarget { .. } => "tuf.unknown_target",
-            Self::TooManyDelegations { .. } => "tuf.delegations",
-            Self::BelowFloor { .. } => "assignment.below_floor",
-            Self::Incomplete => "tuf.incomplete",
-            Self::Damaged { .. } => "tuf.damaged",
-            Self::NotAsked => "tuf.not_asked",
+            Self::Malformed { .. } => Code::TufMalformed,
+            Self::TooLarge { .. } => Code::TufTooLarge,
+            Self::WrongType { .. } => Code::TufWrongType,
+            Self::Signature { fault, .. } => match fault {
+                SignatureFault::UnknownKeys => Code::TufUnknownKey,
+                SignatureFault::Forged => Code::TufSignature,
+                SignatureFault::TooFew => Code::TufBelowThreshold,
+            },
+            Self::Rollback { role, .. } => match role {
+                Role::Root => Code::TufRollbackRoot,
+                Role::Timestamp => Code::TufRollbackTimestamp,
+                Role::Snapshot => Code::TufRollbackSnapshot,
+                Role::Targets => Code::TufRollbackTargets,
+            },
+            Self::MixAndMatch { .. } => Code::TufMixAndMatch,
+            Self::Expired { .. } => Code::TufExpired,
+            Self::HashMismatch { .. } => Code::TufHashMismatch,
+            Self::Missing { .. } | Self::Unlisted { .. } => Code::TufMissing,
+            Self::UnknownTarget { .. } => Code::TufUnknownTarget,
+            Self::TooManyDelegations { .. } => Code::TufDelegations,
+            Self::BelowFloor { .. } => Code::BelowFloor,
+            Self::Incomplete => Code::TufIncomplete,
+            Self::Damaged { .. } => Code::TufDamaged,
+            Self::NotAsked => Code::TufNotAsked,
         }
     }
 }

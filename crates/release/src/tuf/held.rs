@@ -20,6 +20,21 @@ impl<T: Document> Held<T> {
         Ok(Self { document: root.verify(bytes)?, bytes: bytes.to_vec() })
     }
 
+    /// Whether these are the bytes that `meta` announces. A genuine document of another version, which somebody
+    /// serves in its place, is told from a damaged one; it is not taken either.
+    ///
+    /// # Errors
+    /// [`TufError::MixAndMatch`] or [`TufError::HashMismatch`].
+    pub(super) fn is_announced(root: &TrustedRoot, meta: &Meta, bytes: &[u8]) -> Result<(), TufError> {
+        let what = verify::what::<T>();
+        meta.verify(&what, bytes).map_err(|error| match root.verify::<T>(bytes) {
+            Ok(other) if other.version() != meta.version => {
+                TufError::MixAndMatch { what, expected: meta.version, found: other.version() }
+            }
+            _ => error,
+        })
+    }
+
     /// A stored one; `None` when it is signed by the keys of an earlier root.
     pub(super) fn open(root: &TrustedRoot, bytes: Option<&Vec<u8>>) -> Result<Option<Self>, TufError> {
         let Some(bytes) = bytes else { return Ok(None) };

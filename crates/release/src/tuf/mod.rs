@@ -19,7 +19,7 @@ use std::fmt;
 
 pub use client::{Client, Keep, Step};
 pub use delegation::{DelegatedRole, Delegations, MAX_ROLE_NAME, MAX_ROLES, encode_name};
-pub use error::TufError;
+pub use error::{SignatureFault, TufError};
 pub use metadata::{
     Document, Hashes, Meta, RoleKeys, Root, SPEC_VERSION, Snapshot, Target, Targets, Timestamp,
 };

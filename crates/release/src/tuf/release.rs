@@ -1,5 +1,6 @@
 //! Releases as targets: which ones may be assigned, what their manifests hold, and who signs assignments.
 
+use farlight_wire::codes::Code;
 use farlight_wire::{ModelName, ReleaseId};
 use serde_json::Value;
 
@@ -27,7 +28,7 @@ pub enum VerifyError {
 
 impl VerifyError {
     /// A stable code for reports and responses.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
             Self::Tuf(error) => error.code(),
             Self::Manifest(error) => error.code(),

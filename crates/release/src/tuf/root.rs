@@ -40,7 +40,7 @@ impl TrustedRoot {
         // 5.3.5: exactly one more than the trusted version.
         let (trusted, offered) = (self.root.version, next.root.version);
         if offered <= trusted {
-            return Err(TufError::Rollback { what, trusted, offered });
+            return Err(TufError::Rollback { what, role: Role::Root, trusted, offered });
         }
         let expected = trusted.saturating_add(1);
         if offered != expected {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::TufError;
 use super::metadata::Document;
+use super::{SignatureFault, TufError};
 use crate::envelope::Envelope;
 use crate::key::MetadataKey;
 
@@ -54,8 +54,13 @@ impl Authority {
         if valid >= self.threshold {
             return Ok(());
         }
+        let fault = match valid {
+            _ if self.is_forged(envelope) => SignatureFault::Forged,
+            0 => SignatureFault::UnknownKeys,
+            _ => SignatureFault::TooFew,
+        };
         let (what, signers, threshold) = (what.to_owned(), self.signers, self.threshold);
-        Err(TufError::Signature { what, signers, valid, threshold })
+        Err(TufError::Signature { what, fault, signers, valid, threshold })
     }
 
     /// Whether a signature claims to be by one of these keys and is not.

@@ -38,7 +38,7 @@ impl Device {
         repository: &mut Repository,
         now: Millis,
     ) -> Result<(), &'static str> {
-        self.refreshed(&mut |path| repository.get(path), now).map(|_| ()).map_err(|e| e.code())
+        self.refreshed(&mut |path| repository.get(path), now).map(|_| ()).map_err(|e| e.code().as_str())
     }
 
     /// Starts a client, refreshes and downloads these targets in order.
@@ -47,7 +47,7 @@ impl Device {
         repository: &mut Repository,
         names: &[&str],
     ) -> Result<(), &'static str> {
-        self.download_from(&mut |path| repository.get(path), names, NOW).map_err(|e| e.code())
+        self.download_from(&mut |path| repository.get(path), names, NOW).map_err(|e| e.code().as_str())
     }
 
     /// The same from anywhere.

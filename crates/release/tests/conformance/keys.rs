@@ -18,7 +18,7 @@ fn test_snapshot_does_not_meet_threshold() {
     device.refresh(&mut repository).unwrap();
     repository.signers.get_mut("snapshot").unwrap().pop();
     repository.publish(&BELOW_ROOT);
-    assert_eq!(device.refresh(&mut repository), Err("tuf.signature"));
+    assert_eq!(device.refresh(&mut repository), Err("tuf.below_threshold"));
     assert_eq!(device.version("snapshot"), Some(2));
 }
 
@@ -31,7 +31,7 @@ fn test_snapshot_has_too_few_keys() {
     }
     repository.role("snapshot")["threshold"] = 6.into();
     repository.publish(&["root", "snapshot", "timestamp"]);
-    assert_eq!(device.refresh(&mut repository), Err("tuf.signature"));
+    assert_eq!(device.refresh(&mut repository), Err("tuf.below_threshold"));
     assert_eq!((device.version("root"), device.version("snapshot")), (Some(2), None));
 }
 

@@ -14,7 +14,7 @@ fn test_new_timestamp_version_rollback() {
     device.refresh(&mut repository).unwrap();
     repository.unpublish("timestamp");
     repository.publish(&["timestamp"]);
-    assert_eq!(device.refresh(&mut repository), Err("tuf.rollback"));
+    assert_eq!(device.refresh(&mut repository), Err("tuf.rollback_timestamp"));
     assert_eq!(device.version("timestamp"), Some(2));
     assert_eq!(repository.requests.last().unwrap().0, "timestamp");
 }
@@ -29,7 +29,7 @@ fn test_snapshot_rollback() {
         device.refresh(&mut repository).unwrap();
         repository.unpublish("snapshot");
         repository.publish(&["snapshot", "timestamp"]);
-        assert_eq!(device.refresh(&mut repository), Err("tuf.rollback"), "{name}");
+        assert_eq!(device.refresh(&mut repository), Err("tuf.rollback_snapshot"), "{name}");
         assert_eq!((device.version("timestamp"), device.version("snapshot")), (Some(2), Some(2)), "{name}");
         assert_eq!(repository.requests.last().unwrap().0, "timestamp", "{name}");
     }
@@ -49,7 +49,7 @@ fn test_targets_role_removal() {
     device.refresh(&mut repository).unwrap();
     repository.document("snapshot")["meta"].as_object_mut().unwrap().remove("delegated.json");
     repository.publish(&["snapshot", "timestamp"]);
-    assert_eq!(device.refresh(&mut repository), Err("tuf.rollback"));
+    assert_eq!(device.refresh(&mut repository), Err("tuf.rollback_targets"));
     assert_eq!(device.version("snapshot"), Some(2));
 }
 
@@ -110,7 +110,7 @@ fn test_targets_rollback() {
         device.refresh(&mut repository).unwrap();
         repository.unpublish("targets");
         repository.publish(&BELOW_ROOT);
-        assert_eq!(device.refresh(&mut repository), Err("tuf.rollback"), "{name}");
+        assert_eq!(device.refresh(&mut repository), Err("tuf.rollback_targets"), "{name}");
         assert_eq!((device.version("snapshot"), device.version("targets")), (Some(2), Some(2)), "{name}");
     }
 }

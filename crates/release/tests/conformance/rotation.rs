@@ -116,6 +116,19 @@ const ROOT_ROTATIONS: &[(&str, &[Version], bool)] = &[
     ),
 ];
 
+/// Whether a refresh was accepted, or else refused for its signatures: none of them counts, or too few.
+fn judged(refresh: Result<(), &str>, accepted: bool, name: &str) {
+    match refresh {
+        Ok(()) => assert!(accepted, "{name}"),
+        Err(code) => {
+            assert!(
+                !accepted && ["tuf.unknown_key", "tuf.below_threshold"].contains(&code),
+                "{name}: {code}"
+            );
+        }
+    }
+}
+
 #[test]
 fn test_root_rotation() {
     assert_eq!(ROOT_ROTATIONS.len(), 15);
@@ -129,8 +142,7 @@ fn test_root_rotation() {
         }
         repository.publish(&super::BELOW_ROOT);
         let mut device = Device::new(&repository);
-        let expected = if *accepted { Ok(()) } else { Err("tuf.signature") };
-        assert_eq!(device.refresh(&mut repository), expected, "{name}");
+        judged(device.refresh(&mut repository), *accepted, name);
         let roots = &repository.published["root"];
         let trusted = if *accepted { roots.len() - 1 } else { roots.len() - 2 };
         assert_eq!(device.metadata["root.json"], roots[trusted], "{name}");
@@ -164,8 +176,7 @@ fn test_non_root_rotations() {
         for role in ["timestamp", "snapshot", "targets"] {
             set(&mut repository, role, &keys, version);
             repository.publish(&ALL);
-            let expected = if *accepted { Ok(()) } else { Err("tuf.signature") };
-            assert_eq!(device.refresh(&mut repository), expected, "{name} {role}");
+            judged(device.refresh(&mut repository), *accepted, name);
             if *accepted {
                 assert_eq!(
                     device.metadata[&format!("{role}.json")],

@@ -121,7 +121,7 @@ impl Repository {
     }
 
     pub(super) fn refused(&self, client: &mut Client) -> &'static str {
-        self.refresh(client).unwrap_err().code()
+        self.refresh(client).unwrap_err().code().as_str()
     }
 
     pub(super) fn refresh(&self, client: &mut Client) -> Result<Vec<Keep>, TufError> {
