@@ -27,4 +27,5 @@ pub mod store;
 pub mod transfer;
 pub mod trust;
 pub mod update;
+pub mod validator;
 pub mod vitals;
