@@ -28,4 +28,5 @@ pub mod store;
 pub mod transfer;
 pub mod trust;
 pub mod update;
+pub mod validator;
 pub mod vitals;

@@ -10,8 +10,10 @@ use bytes::Bytes;
 use farlight_device::update::Failure;
 use farlight_wire::codes::Code;
 use reqwest::StatusCode;
-use reqwest::header::{CONTENT_RANGE, IF_MATCH, RANGE, RETRY_AFTER};
+use reqwest::header::{CONTENT_RANGE, RANGE, RETRY_AFTER};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
+
+use crate::validator::Validator;
 
 /// Bytes read from a file at a time.
 const READ: usize = 256 * 1024;
@@ -107,20 +109,24 @@ impl Source {
         Ok(Some(bytes))
     }
 
-    /// Opens a file from byte `from` on; `None` when the source has none. `tag` guards a resumed transfer:
-    /// a server that has another file under this name is asked without it, since every chunk is verified.
+    /// Opens a file from byte `from` on; `None` when the source has none. `version` guards a resumed transfer. A
+    /// server that has another version by now is asked for that one: what is there already was verified, and
+    /// what comes will be.
     ///
     /// # Errors
     /// [`Trouble`] when the source fails.
-    pub async fn open(&self, path: &str, from: u64, tag: Option<&str>) -> Result<Option<Body>, Trouble> {
+    pub async fn open(
+        &self,
+        path: &str,
+        from: u64,
+        version: Option<&Validator>,
+    ) -> Result<Option<Body>, Trouble> {
         match self {
             Self::Http { client, base } => {
-                let answer = ask(client, &format!("{base}{path}"), path, from, tag).await?;
-                let answer = match (answer, tag) {
-                    (Answer::Changed, Some(_)) => {
-                        ask(client, &format!("{base}{path}"), path, from, None).await?
-                    }
-                    (answer, _) => answer,
+                let url = format!("{base}{path}");
+                let answer = match ask(client, &url, path, from, version).await? {
+                    Answer::Changed => ask(client, &url, path, from, None).await?,
+                    answer => answer,
                 };
                 match answer {
                     Answer::Body(body) => Ok(Some(body)),
@@ -147,13 +153,13 @@ async fn ask(
     url: &str,
     name: &str,
     from: u64,
-    tag: Option<&str>,
+    version: Option<&Validator>,
 ) -> Result<Answer, Trouble> {
     let mut request = client.get(url);
     if from > 0 {
         request = request.header(RANGE, format!("bytes={from}-"));
-        if let Some(tag) = tag {
-            request = request.header(IF_MATCH, format!("\"{tag}\""));
+        if let Some(version) = version {
+            request = version.guard(request);
         }
     }
     let response = request.send().await.map_err(|error| unreachable(name, &error))?;
@@ -198,6 +204,14 @@ impl Body {
         match self {
             Self::Http { whole, .. } => *whole,
             Self::File { whole, .. } => Some(*whole),
+        }
+    }
+
+    /// The version that is sent, if the source tells.
+    pub fn version(&self) -> Option<Validator> {
+        match self {
+            Self::Http { response, .. } => Validator::of(response.headers()),
+            Self::File { .. } => None,
         }
     }
 

@@ -21,6 +21,7 @@ use crate::delta;
 use crate::durable;
 use crate::slots::Slots;
 use crate::source::{Source, Trouble};
+use crate::validator::Keeper;
 
 /// Bytes written between two syncs of a blob.
 const SYNC_EVERY: u64 = 4 * 1024 * 1024;
@@ -159,6 +160,7 @@ impl Transfer<'_> {
         }
         let delta = part.join(DELTA);
         durable::remove(&delta).map_err(|e| storage(&delta, &e))?;
+        Keeper::new(&part).forget().map_err(|e| storage(&part, &e))?;
         durable::sync_folder(&part).map_err(|e| storage(&part, &e))?;
         std::fs::rename(&part, &folder).map_err(|e| storage(&folder, &e))?;
         durable::sync_parent(&folder).map_err(|e| storage(&folder, &e).into())
@@ -284,7 +286,11 @@ impl Transfer<'_> {
         total: u64,
     ) -> Result<Ended, Trouble> {
         let name = format!("blobs/{}", blob.id);
-        let body = source.open(&name, verifier.offset(), Some(&blob.id)).await?;
+        // A file of one chunk is never resumed.
+        let kept = (blob.chunks.len() > 1).then(|| path.parent().map(Keeper::new)).flatten();
+        let origin = source.to_string();
+        let version = kept.as_ref().and_then(|kept| kept.get(&blob.id, &origin));
+        let body = source.open(&name, verifier.offset(), version.as_ref()).await?;
         let missing = || Failure::new(Code::FetchMissing, format!("{name} is signed but not there"));
         let mut body = body.ok_or_else(missing)?;
         if let Some(whole) = body.whole()
@@ -292,6 +298,11 @@ impl Transfer<'_> {
         {
             let text = format!("fetch {name}: {whole} bytes are offered, signed are {}", blob.length);
             return Err(Failure::new(Code::FetchLength, text).into());
+        }
+        if let Some(kept) = kept
+            && body.version() != version
+        {
+            kept.set(&blob.id, &origin, body.version()).map_err(|e| storage(path, &e))?;
         }
         let budget = total.saturating_mul(BUDGET_FACTOR).saturating_add(BUDGET_SPARE);
         let (mut pace, mut stall) = (Pace::new(self.limits.max_bytes_per_second), Stall::new(self.limits));
@@ -432,5 +443,7 @@ fn reserve(part: &Path, blobs: &[&Blob]) -> Result<(), Failure> {
     ))
 }
 
+#[cfg(test)]
+mod foreign_tests;
 #[cfg(test)]
 mod tests;

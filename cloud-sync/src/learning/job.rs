@@ -76,7 +76,7 @@ pub struct Metrics {
     pub best_epoch: u32,
     /// Validation loss and accuracy before training.
     pub before: farlight_training::Scores,
-    /// And of the epoch that was kept.
+    /// And of the candidate.
     pub after: farlight_training::Scores,
 }
 

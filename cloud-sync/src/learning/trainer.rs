@@ -71,8 +71,8 @@ fn train(folder: &Folder) -> Result<Ending, String> {
     if fitted.best_epoch == 0 {
         return Ok(Ending::NoImprovement);
     }
-    let at = |epoch: u32| fitted.history.get(epoch as usize).map(|e| e.validation).unwrap_or_default();
-    let metrics = Metrics { best_epoch: fitted.best_epoch, before: at(0), after: at(fitted.best_epoch) };
+    let before = fitted.history.first().map(|epoch| epoch.validation).unwrap_or_default();
+    let metrics = Metrics { best_epoch: fitted.best_epoch, before, after: fitted.validation };
     let write = |path: &Path, bytes: &[u8]| {
         std::fs::write(path, bytes).map_err(|error| format!("write {}: {error}", path.display()))
     };

@@ -33,7 +33,7 @@ const MOST_GROWTH: f64 = 5.0;
 pub(crate) struct Args {
     /// Swaps
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(WARM_UP as i64..=1_000_000))]
-    count: u32,
+    swaps: u32,
     /// Requests a second
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(CONNECTIONS as i64..=100_000))]
     rate: u32,
@@ -55,14 +55,14 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
         })
         .collect::<anyhow::Result<_>>()?;
 
-    printer.note(&format!("{} requests a second, {} swaps", args.rate, args.count));
+    printer.note(&format!("{} requests a second, {} swaps", args.rate, args.swaps));
     std::thread::sleep(QUIET);
     let quiet = load.take();
     let started = Instant::now();
     let mut before = 0;
-    for number in 0..args.count {
+    for number in 0..args.swaps {
         server.swap()?;
-        if number + 1 == args.count.div_ceil(WARM_UP) {
+        if number + 1 == args.swaps.div_ceil(WARM_UP) {
             before = server.resident_kib()?;
         }
     }
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let failed = quiet.failed + swapped.failed;
     let rate = swapped.micros.len() as f64 / elapsed.as_secs_f64();
     let detail =
-        format!("{} answered, {rate:.0} a second, while swapped {} times", swapped.micros.len(), args.count);
+        format!("{} answered, {rate:.0} a second, while swapped {} times", swapped.micros.len(), args.swaps);
     let first = load.first_failure.lock().map_or(None, |mut first| first.take());
     let detail = first.map_or(detail.clone(), |first| format!("{detail}; first failure: {first}"));
     let zero = Goal { value: Some(0.0), ratio: None };

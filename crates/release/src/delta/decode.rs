@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 
 use zstd::stream::read::Decoder as Zstd;
 
-use super::element::{Kind, MAX_ROW};
+use super::element::{self, Kind, MAX_ROW, STEPS};
 use super::error::DeltaError;
 use super::format::{
     BLOCK, Learned, MARK, Operation, TEXT, VERSION, WINDOW_LOG, get, load, max_coded, max_prefix, unzigzag,
@@ -142,6 +142,7 @@ impl<F: Read + Seek, D: Read, N: Write> Apply<'_, F, D, N> {
             Operation::Text => self.text(length),
             Operation::Difference(kind) => self.difference(kind, length),
             Operation::Plain(kind) => self.plain(kind, length),
+            Operation::Steps => self.steps(length),
         }
     }
 
@@ -224,12 +225,17 @@ impl<F: Read + Seek, D: Read, N: Write> Apply<'_, F, D, N> {
         }
     }
 
+    fn row(&mut self) -> Result<usize, DeltaError> {
+        let row = self.number()?;
+        match usize::try_from(row) {
+            Ok(row) if (1..=MAX_ROW).contains(&row) => Ok(row),
+            _ => self.malformed("a row of a tensor has more elements than allowed, or none"),
+        }
+    }
+
     fn difference(&mut self, kind: Kind, length: u64) -> Result<(), DeltaError> {
         let length = self.elements(kind, length)?;
-        let row = self.number()?;
-        let Some(row) = usize::try_from(row).ok().filter(|row| (1..=MAX_ROW).contains(row)) else {
-            return self.malformed("a row of a tensor has more elements than allowed, or none");
-        };
+        let row = self.row()?;
         self.step(length as u64)?;
         self.old.read(&mut self.before, length)?;
         self.coded(length)?;
@@ -243,6 +249,30 @@ impl<F: Read + Seek, D: Read, N: Write> Apply<'_, F, D, N> {
         }
         if coder.overrun() {
             return self.malformed("the differences of a tensor have another length than declared");
+        }
+        self.write()
+    }
+
+    fn steps(&mut self, length: u64) -> Result<(), DeltaError> {
+        let length = self.elements(Kind::F32, length)?;
+        let row = self.row()?;
+        let exponent = i32::try_from(unzigzag(self.number()?)).ok();
+        let Some(exponent) = exponent.filter(|exponent| STEPS.contains(exponent)) else {
+            return self.malformed("the step of a tensor is no power of two among its numbers");
+        };
+        self.step(length as u64)?;
+        self.old.read(&mut self.before, length)?;
+        self.coded(length)?;
+        let mut coder = Decoder::new(&self.coded);
+        let learned = self.learned.steps();
+        learned.set_row(row);
+        self.after.clear();
+        for old in self.before.chunks_exact(Kind::F32.width()) {
+            let new = learned.code(&mut coder, element::step(exponent), load(old) as u32, 0);
+            self.after.extend_from_slice(&new.to_le_bytes());
+        }
+        if coder.overrun() {
+            return self.malformed("the steps of a tensor have another length than declared");
         }
         self.write()
     }

@@ -1,6 +1,8 @@
 //! What is expected of the elements of a tensor, given the same element of the old tensor and the ones
 //! before it. The same code runs in both directions (see [`Coder`]).
 
+use std::ops::RangeInclusive;
+
 use super::range::{Bit, Coder, MAX_EVEN};
 
 /// How elements are read: width and whether the bits are a floating-point number.
@@ -173,25 +175,29 @@ impl Difference {
 
     /// Codes `new`, of which `old` is known.
     pub(super) fn code(&mut self, coder: &mut impl Coder, old: u64, new: u64) -> u64 {
-        let (kind, bits) = (self.kind, self.kind.bits());
+        let kind = self.kind;
         let from = kind.ordered(old);
         // Around the circle of all values, whichever way is shorter.
-        let shift = 64 - bits;
+        let shift = 64 - kind.bits();
         let difference = ((kind.ordered(new).wrapping_sub(from) << shift) as i64) >> shift;
-        let size = difference.unsigned_abs();
+        let sign = (old >> (kind.bits() - 1)) as usize;
+        let difference = self.number(coder, kind.exponent(old), sign, difference);
+        kind.unordered(from.wrapping_add(difference as u64) & kind.mask())
+    }
 
-        let length = self.length(coder, kind.exponent(old), 64 - size.leading_zeros());
+    /// Codes a difference: digits, direction, digits after the first.
+    fn number(&mut self, coder: &mut impl Coder, exponent: i32, old_sign: usize, difference: i64) -> i64 {
+        let size = difference.unsigned_abs();
+        let length = self.length(coder, exponent, 64 - size.leading_zeros());
         if length == 0 {
             self.last = 0;
-            return old;
+            return 0;
         }
-        let old_sign = (old >> (bits - 1)) as usize;
         let sign = &mut self.sign[length as usize][old_sign][self.last];
         let down = coder.bit(sign, difference < 0);
         self.last = 1 + usize::from(down);
-        let size = self.digits(coder, length, size);
-        let step = if down { size.wrapping_neg() } else { size };
-        kind.unordered(from.wrapping_add(step) & kind.mask())
+        let size = self.digits(coder, length, size) as i64;
+        if down { size.wrapping_neg() } else { size }
     }
 
     /// Codes the number of digits, by steps up or down from the guess.
@@ -246,6 +252,72 @@ fn even(coder: &mut impl Coder, mut left: u32, mut found: u64, new: u64) -> u64 
         found = found << count | coder.even(count, new >> left & ((1 << count) - 1));
     }
     found
+}
+
+/// How a tensor of f32 moved whose every element moved by a multiple of one power of two: the multiples are
+/// differences too, but of one scale, and without the noise below it.
+#[derive(Debug, Clone)]
+pub(super) struct Steps(Difference);
+
+impl Steps {
+    pub(super) fn new() -> Self {
+        Self(Difference::new(Kind::Int32))
+    }
+
+    /// As [`Difference::set_row`].
+    pub(super) fn set_row(&mut self, row: usize) {
+        self.0.set_row(row);
+    }
+
+    /// Codes the multiple of `step` by which `old` moves to `new`; all are f32 bits, as in [`steps`].
+    pub(super) fn code(&mut self, coder: &mut impl Coder, step: f64, old: u32, new: u32) -> u32 {
+        let multiple = self.0.number(coder, 0, (old >> 31) as usize, multiple(step, old, new));
+        moved(step, old, multiple)
+    }
+}
+
+/// `old`, moved by a multiple of `step`. Nothing but one product, one sum and one rounding of IEEE 754 doubles,
+/// so that all machines agree; and what does not move keeps its bits, whatever they are.
+fn moved(step: f64, old: u32, multiple: i64) -> u32 {
+    if multiple == 0 {
+        return old;
+    }
+    // At most 32 bits: exact.
+    ((f64::from(f32::from_bits(old)) + multiple as f64 * step) as f32).to_bits()
+}
+
+/// The multiple of `step` by which `old` moved most likely.
+fn multiple(step: f64, old: u32, new: u32) -> i64 {
+    let difference = f64::from(f32::from_bits(new)) - f64::from(f32::from_bits(old));
+    // As a cast does, numbers that are none become 0, and too large ones something that is then not `new`.
+    let most = f64::from(i32::MAX);
+    (difference / step).round().clamp(-most, most) as i64
+}
+
+/// Exponents of steps: of the smallest and the largest power of two among the f32.
+pub(super) const STEPS: RangeInclusive<i32> = -149..=127;
+/// Most digits of a multiple that are looked for: from there on a difference of the bits is as short.
+const MOST_DIGITS: i32 = 20;
+
+/// Two to the power of `exponent`, which is one of [`STEPS`].
+pub(super) fn step(exponent: i32) -> f64 {
+    f64::from_bits(((exponent + 1023) as u64) << 52)
+}
+
+/// The exponent of the largest step of which all elements moved a multiple, as their trainer may have made
+/// them; `None` when there is none worth its while.
+pub(super) fn steps(pairs: impl Iterator<Item = (u32, u32)> + Clone) -> Option<i32> {
+    let distance = |(old, new): (u32, u32)| (f32::from_bits(new) - f32::from_bits(old)).abs();
+    let most = pairs.clone().map(distance).fold(0.0, f32::max);
+    if most == 0.0 || !most.is_finite() {
+        return None;
+    }
+    // Its exponent; the sign bit is not set.
+    let top = (most.to_bits() >> 23) as i32 - 127;
+    (top - MOST_DIGITS..=top).rev().filter(|exponent| STEPS.contains(exponent)).find(|&exponent| {
+        let step = step(exponent);
+        pairs.clone().all(|(old, new)| moved(step, old, multiple(step, old, new)) == new)
+    })
 }
 
 /// Elements of which no old one is known: the byte that holds the exponent or the highest digits follows

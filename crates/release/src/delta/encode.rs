@@ -8,7 +8,7 @@ use std::ops::Range;
 use farlight_onnx::{Limits, Payload, payloads};
 use zstd::stream::write::Encoder as Zstd;
 
-use super::element::{Kind, MAX_ROW};
+use super::element::{self, Kind, MAX_ROW, Steps};
 use super::format::{
     BLOCK, Learned, MARK, MAX_PREFIX, Operation, TEXT, VERSION, WINDOW_LOG, load, max_coded, max_prefix, put,
     zigzag,
@@ -204,6 +204,18 @@ impl Encode<'_> {
             plain.code(&mut coder, element);
         }
         let alone = coder.finish();
+        if let Some(old) = old.clone().filter(|_| kind == Kind::F32)
+            && let Some((exponent, steps, coded)) = self.steps(row, new.clone(), old.clone())
+            && coded.len() < alone.len()
+        {
+            self.begin(Operation::Steps, new.len());
+            put(&mut self.out, row as u64);
+            put(&mut self.out, zigzag(exponent.into()));
+            self.uses(old);
+            self.coded(&coded);
+            *self.learned.steps() = steps;
+            return Ok(());
+        }
         let difference = old.map(|old| {
             let mut difference = self.learned.difference(kind).clone();
             let mut coder = Encoder::new();
@@ -235,6 +247,21 @@ impl Encode<'_> {
             }
         }
         Ok(())
+    }
+
+    /// f32 as multiples of a step, when they moved so: the exponent, what was learned, the coded bytes.
+    fn steps(&mut self, row: usize, new: Range<usize>, old: Range<usize>) -> Option<(i32, Steps, Vec<u8>)> {
+        let load = |bytes: &[u8]| load(bytes) as u32;
+        let before = self.old[old].chunks_exact(Kind::F32.width()).map(load);
+        let pairs = before.zip(self.new[new].chunks_exact(Kind::F32.width()).map(load));
+        let exponent = element::steps(pairs.clone())?;
+        let mut steps = self.learned.steps().clone();
+        let mut coder = Encoder::new();
+        steps.set_row(row);
+        for (old, new) in pairs {
+            steps.code(&mut coder, element::step(exponent), old, new);
+        }
+        Some((exponent, steps, coder.finish()))
     }
 }
 

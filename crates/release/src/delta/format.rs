@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use super::element::{Difference, Kind, Plain};
+use super::element::{Difference, Kind, Plain, Steps};
 
 /// First bytes of a delta.
 pub(super) const MARK: [u8; 7] = *b"FLDELTA";
@@ -34,6 +34,8 @@ pub(super) enum Operation {
     Difference(Kind),
     /// Elements that stand alone.
     Plain(Kind),
+    /// f32 that moved by multiples of one step.
+    Steps,
 }
 
 impl Operation {
@@ -41,6 +43,7 @@ impl Operation {
     const TEXT: u8 = 0x02;
     const DIFFERENCE: u8 = 0x10;
     const PLAIN: u8 = 0x20;
+    const STEPS: u8 = 0x30;
 
     pub(super) fn code(self) -> u8 {
         match self {
@@ -48,6 +51,7 @@ impl Operation {
             Self::Text => Self::TEXT,
             Self::Difference(kind) => Self::DIFFERENCE | kind as u8,
             Self::Plain(kind) => Self::PLAIN | kind as u8,
+            Self::Steps => Self::STEPS,
         }
     }
 
@@ -56,6 +60,7 @@ impl Operation {
         match code {
             Self::COPY => Some(Self::Copy),
             Self::TEXT => Some(Self::Text),
+            Self::STEPS => Some(Self::Steps),
             _ => match code & 0xf0 {
                 Self::DIFFERENCE => kind().map(Self::Difference),
                 Self::PLAIN => kind().map(Self::Plain),
@@ -82,6 +87,7 @@ pub(super) fn max_prefix(length: usize) -> usize {
 pub(super) struct Learned {
     differences: [Option<Box<Difference>>; Kind::ALL.len()],
     plains: [Option<Box<Plain>>; Kind::ALL.len()],
+    steps: Option<Box<Steps>>,
 }
 
 impl Learned {
@@ -91,6 +97,10 @@ impl Learned {
 
     pub(super) fn plain(&mut self, kind: Kind) -> &mut Plain {
         self.plains[kind as usize].get_or_insert_with(|| Box::new(Plain::new(kind)))
+    }
+
+    pub(super) fn steps(&mut self) -> &mut Steps {
+        self.steps.get_or_insert_with(|| Box::new(Steps::new()))
     }
 }
 
@@ -128,9 +138,9 @@ pub(super) fn get(from: &mut impl Read) -> io::Result<Option<u64>> {
     Ok(None)
 }
 
-/// A signed step as a number: small for small steps either way.
-pub(super) fn zigzag(step: i64) -> u64 {
-    (step << 1 ^ step >> 63) as u64
+/// A signed number as one without a sign: small for small ones either way.
+pub(super) fn zigzag(signed: i64) -> u64 {
+    (signed << 1 ^ signed >> 63) as u64
 }
 
 /// The inverse of [`zigzag`].

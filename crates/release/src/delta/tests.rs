@@ -78,6 +78,16 @@ fn trained(weights: &[f32], by: f32) -> Vec<f32> {
     weights.iter().zip(normal(99)).map(|(weight, step)| weight + by * step).collect()
 }
 
+/// Each weight moved by a multiple of two to the power of `exponent`, about `size` of them.
+fn stepped(weights: &[f32], size: f32, exponent: i32) -> Vec<f32> {
+    let step = 2f64.powi(exponent);
+    let moved = |(weight, by): (&f32, f32)| match (by * size).round() {
+        0.0 => *weight,
+        multiple => (f64::from(*weight) + f64::from(multiple) * step) as f32,
+    };
+    weights.iter().zip(normal(98)).map(moved).collect()
+}
+
 fn model(body: &[f32], head: &[f32], prefix: &str) -> Vec<u8> {
     GraphBuilder::new("g")
         .input("x", &[Dim::Fixed(1)])
@@ -122,6 +132,25 @@ fn fine_tuned_models_need_what_their_changes_need() {
     assert!((0.8..0.86).contains(&unrelated), "{unrelated}");
     let other_shape = share(&model(&weights(150_000, 8), &weights(2_000, 9), ""));
     assert!((0.8..0.86).contains(&other_shape), "{other_shape}");
+}
+
+#[test]
+fn weights_that_moved_in_steps_need_the_steps_alone() {
+    let (body, head) = (weights(200_000, 1), weights(2_000, 2));
+    let old = model(&body, &head, "");
+    // The entropy of a normal number with this deviation is 8.05 bits (Cover and Thomas 2006, 8.1), also where
+    // the step is smaller than the last place of most weights, or as large as they are.
+    for exponent in [-30, -18, -12] {
+        let new = model(&stepped(&body, 64.0, exponent), &head, "");
+        let share = round_trip(&old, &new) as f64 / new.len() as f64;
+        assert!((0.24..0.26).contains(&share), "2^{exponent}: {share}");
+    }
+    // What is no number, or has no digits to spare, stays to the bit.
+    let mut odd = body[..100].to_vec();
+    odd[..6].copy_from_slice(&[f32::NAN, -f32::NAN, f32::INFINITY, -0.0, 1e-42, f32::MAX]);
+    let mut new = stepped(&odd, 64.0, -18);
+    new[..6].copy_from_slice(&odd[..6]);
+    round_trip(&model(&odd, &head, ""), &model(&new, &head, ""));
 }
 
 #[test]
@@ -203,6 +232,13 @@ fn each_broken_rule_has_its_error() {
         (made(100, 90, &operation(Operation::Difference(f32), &[8, 70_000, 0, 0], &[])), "Malformed"),
         (made(100, 90, &operation(Operation::Difference(f32), &[8, 1, 93, 0], &[])), "Malformed"),
         (made(100, 90, &operation(Operation::Difference(f32), &[8, 1, 0, 64], &[0; 64])), "Malformed"),
+        (made(100, 90, &operation(Operation::Steps, &[6, 1, 0, 0, 0], &[])), "Malformed"),
+        (made(100, 90, &operation(Operation::Steps, &[8, 0, 0, 0, 0], &[])), "Malformed"),
+        (made(100, 90, &operation(Operation::Steps, &[8, 1, zigzag(128), 0, 0], &[])), "Malformed"),
+        (made(100, 90, &operation(Operation::Steps, &[8, 1, zigzag(-150), 0, 0], &[])), "Malformed"),
+        (made(100, 90, &operation(Operation::Steps, &[8, 1, zigzag(i64::MIN), 0, 0], &[])), "Malformed"),
+        (made(100, 90, &operation(Operation::Steps, &[8, 1, 0, zigzag(93), 0], &[])), "Malformed"),
+        (made(100, 90, &operation(Operation::Steps, &[8, 1, 0, 0, 64], &[0; 64])), "Malformed"),
         (made(100, 90, &operation(Operation::Plain(f32), &[8, 9999], &[0; 9999])), "Malformed"),
         (made(100, 90, &operation(Operation::Plain(f32), &[8, 64], &[0; 3])), "Truncated"),
         // A frame of more bytes than declared, fewer, none, and one that asks for a window of 128 MiB.
@@ -301,6 +337,23 @@ proptest! {
         round_trip(&old, &edited(&new, &edits));
         round_trip(&edited(&old, &edits), &new);
         round_trip(&raw(element, old.clone()), &raw(element, edited(&old, &edits)));
+    }
+
+    #[test]
+    fn any_steps_make_the_round_trip(
+        seed in any::<u64>(),
+        count in 1usize..300,
+        size in 0.0f32..1e7,
+        exponent in -160i32..130,
+        scale in -130i32..130,
+        edits in edits(),
+    ) {
+        let old: Vec<f32> = weights(count, seed).iter().map(|weight| weight * 2f32.powi(scale)).collect();
+        let new = model(&stepped(&old, size, exponent), &[], "");
+        let old = model(&old, &[], "");
+        round_trip(&old, &new);
+        round_trip(&old, &edited(&new, &edits));
+        round_trip(&edited(&old, &edits), &new);
     }
 
     #[test]

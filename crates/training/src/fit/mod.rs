@@ -5,6 +5,7 @@
 mod adamw;
 mod examples;
 mod settings;
+mod snap;
 
 use std::ops::ControlFlow;
 
@@ -51,8 +52,10 @@ pub struct Epoch {
 /// The result.
 #[derive(Debug, Clone)]
 pub struct Fitted {
-    /// The graph with the weights of the best epoch.
+    /// The graph with the weights of the best epoch, snapped as [`Settings::change_bits`] says.
     pub model: Model,
+    /// On the validation set, of this model: after snapping.
+    pub validation: Scores,
     /// Number of the best epoch; 0 when none improved on the start.
     pub best_epoch: u32,
     /// Every epoch, the start first.
@@ -208,16 +211,23 @@ pub fn fit_on<B: AutodiffBackend>(
             break;
         }
     }
+    let (_, best_epoch, weights, state) = best;
+    (fit.weights, fit.state) = (weights, state);
+    if settings.change_bits > 0 {
+        for (parameter, weights) in plan.parameters().iter().zip(&mut fit.weights) {
+            snap::snap(&parameter.values, weights, settings.change_bits);
+        }
+    }
     let mut trained = model.clone();
-    for (parameter, weights) in plan.parameters().iter().zip(&best.2) {
+    for (parameter, weights) in plan.parameters().iter().zip(&fit.weights) {
         trained.replace_f32(&parameter.name, weights)?;
     }
     if settings.batch_norm == BatchNorm::Training {
-        for (statistic, values) in plan.state().iter().zip(&best.3) {
+        for (statistic, values) in plan.state().iter().zip(&fit.state) {
             trained.replace_f32(&statistic.name, values)?;
         }
     }
-    Ok(Fitted { model: trained, best_epoch: best.1, history })
+    Ok(Fitted { model: trained, validation: fit.score(validation)?, best_epoch, history })
 }
 
 /// The class probabilities of each input, by the trainer's own arithmetic on the CPU. For

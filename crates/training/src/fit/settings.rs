@@ -8,6 +8,9 @@ use crate::graph::BatchNorm;
 /// Most epochs of a run.
 pub const MAX_EPOCHS: u32 = 10_000;
 
+/// Most digits of a change: with more, the step may be too small for a delta to look for.
+const MAX_CHANGE_BITS: u32 = 16;
+
 /// How to train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -38,6 +41,9 @@ pub struct Settings {
     pub class_weight_cap: f32,
     /// Weight of a labelled field case relative to a replayed sample.
     pub field_weight: f32,
+    /// Binary digits that are kept of how far a weight moved, counted from the root mean square change of its
+    /// tensor; 0 keeps all. A delta to the model trained from needs about two bits more than these for a weight.
+    pub change_bits: u32,
     /// Noise added to inputs.
     pub augment: Augment,
 }
@@ -72,6 +78,7 @@ impl Default for Settings {
             batch_norm: BatchNorm::Frozen,
             class_weight_cap: 10.0,
             field_weight: 1.0,
+            change_bits: 8,
             augment: Augment::default(),
         }
     }
@@ -99,6 +106,7 @@ impl Settings {
         rule(self.clip_gradient > 0.0 && self.clip_gradient.is_finite(), "clip_gradient: use above 0");
         rule((1.0..=1000.0).contains(&self.class_weight_cap), "class_weight_cap: use 1 to 1000");
         rule((0.001..=1000.0).contains(&self.field_weight), "field_weight: use 0.001 to 1000");
+        rule(self.change_bits <= MAX_CHANGE_BITS, "change_bits: use 1 to 16, or 0 to keep all digits");
         let small = |value: f32| (0.0..=1.0).contains(&value);
         rule(small(self.augment.jitter), "augment.jitter: use 0 to 1");
         rule(small(self.augment.scale), "augment.scale: use 0 to 1");
