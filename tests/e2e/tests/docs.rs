@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use farlight_onnx::{Limits, Model, tensor};
 use farlight_test_support::{Cloud, Device, DeviceOptions, Fleet, MODEL, Programs, until, workspace_root};
 use serde_json::Value;
 
@@ -91,7 +90,7 @@ async fn the_delivery_commands_work() {
     }
     link_models(folder);
     std::os::unix::fs::symlink(folder.join("1.0.0"), folder.join("r1")).unwrap();
-    std::fs::write(folder.join("candidate.onnx"), retrained()).unwrap();
+    std::fs::rename(fleet.retrained_model().unwrap(), folder.join("candidate.onnx")).unwrap();
     let settings = blocks("docs/delivery.md", "toml");
     assert_eq!(settings.len(), 1, "{settings:?}");
     std::fs::write(folder.join("settings.toml"), &settings[0]).unwrap();
@@ -130,19 +129,6 @@ fn recipe(folder: &Path, line: &str, changed: &str) -> PathBuf {
     assert!(text.contains(line), "{line}");
     std::fs::write(folder.join("release.toml"), text.replace(line, changed)).unwrap();
     folder.join("release.toml")
-}
-
-/// The reference model with its weights moved a little.
-fn retrained() -> Vec<u8> {
-    let file = std::fs::read(workspace_root().join("models").join(MODEL).join("model.onnx")).unwrap();
-    let mut model = Model::parse(&file, &Limits::default()).unwrap();
-    for weights in model.graph().initializer.clone() {
-        if let Ok(values) = tensor::to_f32(&weights) {
-            let moved: Vec<f32> = values.iter().map(|value| value * 1.001).collect();
-            model.replace_f32(weights.name(), &moved).unwrap();
-        }
-    }
-    model.to_bytes()
 }
 
 /// Waits until the device is back where `rollback` took it.

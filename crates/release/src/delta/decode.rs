@@ -53,9 +53,9 @@ struct Old<'a, F> {
 }
 
 impl<F: Read + Seek> Old<'_, F> {
-    /// Moves by `step` to a place from which `length` bytes can be read.
-    fn move_by(&mut self, step: i64, length: u64) -> Option<()> {
-        let at = self.at.checked_add_signed(step)?;
+    /// Moves by `jump` to a place from which `length` bytes can be read.
+    fn move_by(&mut self, jump: i64, length: u64) -> Option<()> {
+        let at = self.at.checked_add_signed(jump)?;
         at.checked_add(length).filter(|end| *end <= self.length)?;
         self.at = at;
         Some(())
@@ -155,9 +155,9 @@ impl<F: Read + Seek, D: Read, N: Write> Apply<'_, F, D, N> {
     }
 
     /// Moves to the next place in the old file, of which `length` bytes are used.
-    fn step(&mut self, length: u64) -> Result<(), DeltaError> {
-        let step = unzigzag(self.number()?);
-        match self.old.move_by(step, length) {
+    fn jump(&mut self, length: u64) -> Result<(), DeltaError> {
+        let by = unzigzag(self.number()?);
+        match self.old.move_by(by, length) {
             Some(()) => Ok(()),
             None => self.malformed("an operation refers to bytes outside the old file"),
         }
@@ -182,7 +182,7 @@ impl<F: Read + Seek, D: Read, N: Write> Apply<'_, F, D, N> {
     }
 
     fn copy(&mut self, length: u64) -> Result<(), DeltaError> {
-        self.step(length)?;
+        self.jump(length)?;
         let mut left = length;
         while left > 0 {
             let piece = usize::try_from(left).unwrap_or(BLOCK).min(BLOCK);
@@ -199,7 +199,7 @@ impl<F: Read + Seek, D: Read, N: Write> Apply<'_, F, D, N> {
         let Some(prefix) = usize::try_from(prefix).ok().filter(|prefix| *prefix <= max_prefix(length)) else {
             return self.malformed("a text refers to more of the old file than allowed");
         };
-        self.step(prefix as u64)?;
+        self.jump(prefix as u64)?;
         self.old.read(&mut self.before, prefix)?;
         self.coded(length)?;
         // One byte more than declared would prove that the frame holds more.
@@ -236,7 +236,7 @@ impl<F: Read + Seek, D: Read, N: Write> Apply<'_, F, D, N> {
     fn difference(&mut self, kind: Kind, length: u64) -> Result<(), DeltaError> {
         let length = self.elements(kind, length)?;
         let row = self.row()?;
-        self.step(length as u64)?;
+        self.jump(length as u64)?;
         self.old.read(&mut self.before, length)?;
         self.coded(length)?;
         let mut coder = Decoder::new(&self.coded);
@@ -260,7 +260,7 @@ impl<F: Read + Seek, D: Read, N: Write> Apply<'_, F, D, N> {
         let Some(exponent) = exponent.filter(|exponent| STEPS.contains(exponent)) else {
             return self.malformed("the step of a tensor is no power of two among its numbers");
         };
-        self.step(length as u64)?;
+        self.jump(length as u64)?;
         self.old.read(&mut self.before, length)?;
         self.coded(length)?;
         let mut coder = Decoder::new(&self.coded);

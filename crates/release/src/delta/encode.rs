@@ -98,8 +98,8 @@ impl Encode<'_> {
 
     /// Says which bytes of the old file an operation uses.
     fn uses(&mut self, old: Range<usize>) {
-        let step = (old.start as i64).wrapping_sub(self.old_at as i64);
-        put(&mut self.out, zigzag(step));
+        let jump = (old.start as i64).wrapping_sub(self.old_at as i64);
+        put(&mut self.out, zigzag(jump));
         self.old_at = old.end;
     }
 
@@ -204,18 +204,8 @@ impl Encode<'_> {
             plain.code(&mut coder, element);
         }
         let alone = coder.finish();
-        if let Some(old) = old.clone().filter(|_| kind == Kind::F32)
-            && let Some((exponent, steps, coded)) = self.steps(row, new.clone(), old.clone())
-            && coded.len() < alone.len()
-        {
-            self.begin(Operation::Steps, new.len());
-            put(&mut self.out, row as u64);
-            put(&mut self.out, zigzag(exponent.into()));
-            self.uses(old);
-            self.coded(&coded);
-            *self.learned.steps() = steps;
-            return Ok(());
-        }
+        let steps = old.clone().filter(|_| kind == Kind::F32);
+        let steps = steps.and_then(|old| Some((old.clone(), self.steps(row, new.clone(), old)?)));
         let difference = old.map(|old| {
             let mut difference = self.learned.difference(kind).clone();
             let mut coder = Encoder::new();
@@ -226,6 +216,17 @@ impl Encode<'_> {
             }
             (old, difference, coder.finish())
         });
+        let least = difference.as_ref().map_or(alone.len(), |(_, _, coded)| coded.len().min(alone.len()));
+        if let Some((old, (exponent, steps, coded))) = steps.filter(|(_, (_, _, coded))| coded.len() < least)
+        {
+            self.begin(Operation::Steps, new.len());
+            put(&mut self.out, row as u64);
+            put(&mut self.out, zigzag(exponent.into()));
+            self.uses(old);
+            self.coded(&coded);
+            *self.learned.steps() = steps;
+            return Ok(());
+        }
         match difference {
             Some((old, difference, coded)) if coded.len() < alone.len() => {
                 self.begin(Operation::Difference(kind), new.len());
