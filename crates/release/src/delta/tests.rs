@@ -139,11 +139,11 @@ fn weights_that_moved_in_steps_need_the_steps_alone() {
     let (body, head) = (weights(200_000, 1), weights(2_000, 2));
     let old = model(&body, &head, "");
     // The entropy of a normal number with this deviation is 8.05 bits (Cover and Thomas 2006, 8.1), also where
-    // the step is smaller than the last place of most weights, or as large as they are.
+    // the step is as large as the weights; less is left where it is smaller than the last place of many.
     for exponent in [-30, -18, -12] {
         let new = model(&stepped(&body, 64.0, exponent), &head, "");
         let share = round_trip(&old, &new) as f64 / new.len() as f64;
-        assert!((0.24..0.26).contains(&share), "2^{exponent}: {share}");
+        assert!((0.2..0.26).contains(&share), "2^{exponent}: {share}");
     }
     // Large and small weights that moved by any distance do so by multiples of the last place of the smallest:
     // that is no reason to write those, which would take 54 %.
