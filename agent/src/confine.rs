@@ -113,6 +113,10 @@ fn filter() -> Result<(), String> {
 }
 
 /// The numbers of a system call: on x86-64 a second one, by which kernels built for x32 take it as well.
+#[cfg_attr(
+    target_pointer_width = "64",
+    expect(clippy::unnecessary_cast, reason = "c_long has 32 bits on other targets")
+)]
 fn numbers(call: &libc::c_long) -> impl Iterator<Item = i64> + use<> {
     const X32: i64 = 0x4000_0000;
     let number = *call as i64;

@@ -410,7 +410,9 @@ async fn online_keys_are_rotated_and_a_crash_at_any_file_is_made_good() {
     operator.targets.add(ASSIGNMENT_KEYS, &stranger);
     let other = Change { root: root.clone(), targets: targets(&operator.targets), ..Change::default() };
     assert_eq!(code(&operator.registry.renew(other, "test").await.unwrap_err()), "registry.immutable");
-    operator.targets.add(ASSIGNMENT_KEYS, &signer::assignment_keys(&[next.assignment.clone()]).unwrap());
+    operator
+        .targets
+        .add(ASSIGNMENT_KEYS, &signer::assignment_keys(std::slice::from_ref(&next.assignment)).unwrap());
     let whole = Change { root, targets: targets(&operator.targets), ..Change::default() };
     let folder = operator.folder.path().join("keys");
     let waiting: Vec<(String, Vec<u8>, Vec<u8>)> = ["snapshot.pem", "timestamp.pem", "assignment.pem"]

@@ -151,7 +151,7 @@ pub fn bomb() -> anyhow::Result<(Parts, Vec<u8>)> {
     // RFC 8878: magic number, no content size, a window of 1 MiB, then blocks of one repeated byte.
     let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0x50];
     for block in 1..=BLOCKS {
-        let header: u32 = 128 * 1024 << 3 | 1 << 1 | u32::from(block == BLOCKS);
+        let header: u32 = ((128 * 1024) << 3) | (1 << 1) | u32::from(block == BLOCKS);
         frame.extend_from_slice(&header.to_le_bytes()[..3]);
         frame.push(0);
     }
