@@ -184,7 +184,7 @@ pub fn verify(
     if bytes.len() > MAX_ASSIGNMENT {
         return Err(too_large(bytes.len()));
     }
-    let envelope = Envelope::parse(bytes).map_err(AssignmentError::Malformed)?;
+    let envelope = Envelope::parse(bytes).map_err(|e| AssignmentError::Malformed(e.to_string()))?;
     let ids: Vec<String> = keys.iter().map(PublicKey::id).collect();
     let trusted: BTreeMap<&str, &PublicKey> = ids.iter().map(String::as_str).zip(keys).collect();
     if envelope.signers(&trusted).is_empty() {

@@ -12,6 +12,17 @@ use crate::key::{KeyPair, Verifier};
 /// Most signatures in one document: bounds the work a hostile file can cause.
 pub(crate) const MAX_SIGNATURES: usize = 128;
 
+/// Why bytes are no envelope.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnvelopeError {
+    /// No strict JSON.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// JSON of another form.
+    #[error("{0}")]
+    Form(String),
+}
+
 /// A document in its envelope, not yet verified.
 pub(crate) struct Envelope {
     signatures: Vec<(String, String)>,
@@ -20,18 +31,19 @@ pub(crate) struct Envelope {
 }
 
 impl Envelope {
-    /// Takes an envelope apart. The error text says what is wrong with it.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let document = canonical::parse(bytes, Fractions::Refuse).map_err(|e| e.to_string())?;
-        let Value::Object(mut document) = document else { return Err("not a JSON object".to_owned()) };
+    /// Takes an envelope apart.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, EnvelopeError> {
+        let refuse = |why: String| Err(EnvelopeError::Form(why));
+        let document = canonical::parse(bytes, Fractions::Refuse)?;
+        let Value::Object(mut document) = document else { return refuse("not a JSON object".to_owned()) };
         let Some(signed @ Value::Object(_)) = document.remove("signed") else {
-            return Err("`signed` is missing or not an object".to_owned());
+            return refuse("`signed` is missing or not an object".to_owned());
         };
         let Some(Value::Array(list)) = document.remove("signatures") else {
-            return Err("`signatures` is missing or not a list".to_owned());
+            return refuse("`signatures` is missing or not a list".to_owned());
         };
         if list.len() > MAX_SIGNATURES {
-            return Err(format!("{} signatures, at most {MAX_SIGNATURES} are read", list.len()));
+            return refuse(format!("{} signatures, at most {MAX_SIGNATURES} are read", list.len()));
         }
         let mut signatures = Vec::with_capacity(list.len());
         let mut keyids = BTreeSet::new();
@@ -40,13 +52,13 @@ impl Envelope {
             match (text("keyid"), text("sig")) {
                 // TUF 4.2.1: a key id is unique among the signatures, or else somebody counts twice.
                 (Some(keyid), _) if !keyids.insert(keyid.clone()) => {
-                    return Err(format!("two signatures by the key id {keyid:.80}"));
+                    return refuse(format!("two signatures by the key id {keyid:.80}"));
                 }
                 (Some(keyid), Some(sig)) => signatures.push((keyid, sig)),
-                _ => return Err("a signature without `keyid` and `sig` texts".to_owned()),
+                _ => return refuse("a signature without `keyid` and `sig` texts".to_owned()),
             }
         }
-        let message = canonical::to_vec(&signed).map_err(|e| e.to_string())?;
+        let message = canonical::to_vec(&signed)?;
         Ok(Self { signatures, signed, message })
     }
 

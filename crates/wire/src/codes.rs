@@ -51,6 +51,8 @@ macro_rules! codes {
 codes! {
     /// Release metadata is not what the TUF specification says.
     TufMalformed = "tuf.malformed", Never, "publish the repository again with farlight; do not edit its files";
+    /// Release metadata has a JSON key twice, which readers understand differently.
+    TufDuplicateKey = "tuf.duplicate_key", Never, "look at what serves the repository: none of our tools writes that";
     /// Release metadata is longer than allowed (endless data).
     TufTooLarge = "tuf.too_large", Never, "look at what serves the repository: it sends more than was signed";
     /// Release metadata is of another role than the one asked for.
@@ -73,7 +75,9 @@ codes! {
     TufMixAndMatch = "tuf.mix_and_match", Never, "publish again; a mirror may have copied half of it";
     /// Metadata is past its date (freeze), or the clock is wrong.
     TufExpired = "tuf.expired", Later, "renew it with farlight repo refresh, and check the device's clock";
-    /// Digest or length differ from what was signed.
+    /// Metadata, or what it names, ends before its signed length.
+    TufTruncated = "tuf.truncated", Never, "the file was cut on the way; look at mirrors and proxies";
+    /// The digest of metadata, or of what it names, differs from what was signed.
     TufHashMismatch = "tuf.hash_mismatch", Never, "the file was changed on the way; look at mirrors and proxies";
     /// The repository lacks a file that it announced.
     TufMissing = "tuf.missing", Later, "publish completely; a mirror may lag behind";

@@ -175,8 +175,7 @@ fn metadata(honest: &World) -> anyhow::Result<Vec<Fixture>> {
     let torn = world.files.get_mut("metadata/4.targets.json").context("no targets")?;
     torn.truncate(torn.len() / 2);
     all.push(
-        at("truncated-metadata", "targets metadata that ends half-way", "tuf.hash_mismatch")
-            .with(&world, honest),
+        at("truncated-metadata", "targets metadata that ends half-way", "tuf.truncated").with(&world, honest),
     );
 
     let mut endless = at("endless-metadata", "a timestamp that never ends", "tuf.too_large");
@@ -194,7 +193,7 @@ fn metadata(honest: &World) -> anyhow::Result<Vec<Fixture>> {
         at(
             "duplicate-keys",
             "metadata with a JSON key twice, which readers understand differently",
-            "tuf.malformed",
+            "tuf.duplicate_key",
         )
         .with(&world, honest),
     );

@@ -12,15 +12,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use farlight_test_support::{Device, InferFailure};
+use farlight_test_support::{Device, InferFailure, until};
 use farlight_training::{Part, Samples, data::images};
 
 use crate::report::{Goal, Printer, Report};
 
 /// Connections that the requests are spread over.
 const CONNECTIONS: u32 = 16;
-/// How long requests run before the first swap: what they cost without.
-const QUIET: Duration = Duration::from_secs(3);
+/// Requests before the first swap, in seconds of the rate: what they cost without.
+const QUIET: u32 = 3;
 /// One in so many swaps comes before memory is looked at: allocator, queues and store have their size then.
 const WARM_UP: u32 = 10;
 /// Longest wait for one swap.
@@ -56,7 +56,10 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
         .collect::<anyhow::Result<_>>()?;
 
     printer.note(&format!("{} requests a second, {} swaps", args.rate, args.swaps));
-    std::thread::sleep(QUIET);
+    let enough = u64::from(args.rate * QUIET);
+    runtime.block_on(until("requests are answered without swaps", PATIENCE, async || {
+        Ok((load.ended() >= enough).then_some(()))
+    }))?;
     let quiet = load.take();
     let started = Instant::now();
     let mut before = 0;
@@ -133,6 +136,12 @@ impl Load {
             micros,
             versions: self.versions.swap(0, Ordering::Relaxed),
         }
+    }
+
+    /// Requests that came to an end.
+    fn ended(&self) -> u64 {
+        let answered = self.micros.lock().map_or(0, |micros| micros.len() as u64);
+        answered + self.failed.load(Ordering::Relaxed)
     }
 
     /// Asks once `every` until told to stop; what is late is asked at once, so the rate holds.

@@ -146,8 +146,7 @@ async fn a_confirmed_release_that_rots_on_disk_leaves_the_one_before() {
     let mut cloud = fleet.cloud;
     cloud.kill().unwrap();
     let models = device.folder().join("state/models").join(MODEL);
-    let pointer = std::fs::read_to_string(models.join("active")).unwrap();
-    let pointer: Value = serde_json::from_str(pointer.lines().next().unwrap()).unwrap();
+    let pointer = device.pointer(MODEL).unwrap();
     let slot = models.join(pointer["active"]["digest"].as_str().unwrap());
     let largest = std::fs::read_dir(slot).unwrap().map(|entry| entry.unwrap().path());
     let largest = largest.max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap();

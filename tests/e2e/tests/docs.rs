@@ -2,11 +2,13 @@
 //! in its order, against a real cloud and a real device.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use farlight_test_support::{Cloud, Device, DeviceOptions, Fleet, MODEL, Programs, until, workspace_root};
+use farlight_test_support::{
+    Cloud, Device, DeviceOptions, Fleet, MODEL, Programs, changed_recipe, until, workspace_root,
+};
 use serde_json::Value;
 
 const WAIT: Duration = Duration::from_secs(120);
@@ -77,7 +79,7 @@ async fn the_delivery_commands_work() {
     let fleet = Fleet::start().await.unwrap();
     let folder = fleet.folder.path();
     // A machine that is busy with other tests answers late, which is not what is looked at here.
-    let recipe = recipe(&folder.join("patient"), "p95_us = 20000", "p95_us = 20000000");
+    let recipe = changed_recipe(&folder.join("patient"), &[("p95_us = 20000", "p95_us = 20000000")]).unwrap();
     let model = workspace_root().join("models").join(MODEL).join("model.onnx");
     for version in ["1.0.0", "1.1.0", "1.2.0"] {
         fleet.publish_from(&recipe, &model, version).await.unwrap();
@@ -120,17 +122,6 @@ async fn the_delivery_commands_work() {
     assert_eq!(made["variants"][0]["deltas"].as_array().map(Vec::len), Some(1), "{made}");
 }
 
-/// The recipe of the reference model with a line of it changed; a folder of its own.
-fn recipe(folder: &Path, line: &str, changed: &str) -> PathBuf {
-    let watch = workspace_root().join("models").join(MODEL);
-    std::fs::create_dir(folder).unwrap();
-    std::os::unix::fs::symlink(watch.join("data"), folder.join("data")).unwrap();
-    let text = std::fs::read_to_string(watch.join("release.toml")).unwrap();
-    assert!(text.contains(line), "{line}");
-    std::fs::write(folder.join("release.toml"), text.replace(line, changed)).unwrap();
-    folder.join("release.toml")
-}
-
 /// Waits until the device is back where `rollback` took it.
 async fn settled(device: &Device) {
     until("the device is back", WAIT, async || {
@@ -156,8 +147,8 @@ async fn the_signing_commands_work() {
     let cloud = Cloud::start(&programs, &folder.path().join("cloud")).await.unwrap();
     let operator = cloud.operator(&folder.path().join("offline"));
     let watch = workspace_root().join("models").join(MODEL);
-    let (own, other) =
-        (watch.join("release.toml"), recipe(&folder.path().join("vibration"), MODEL, "vibration-pump"));
+    let own = watch.join("release.toml");
+    let other = changed_recipe(&folder.path().join("vibration"), &[(MODEL, "vibration-pump")]).unwrap();
     for (bundle, recipe, version) in [("r1", &own, "1.0.0"), ("r2", &own, "1.1.0"), ("v1", &other, "1.0.0")] {
         operator
             .build(recipe, &watch.join("model.onnx"), version, &folder.path().join(bundle), &[])

@@ -54,13 +54,6 @@ impl Watchdog {
     }
 }
 
-/// The pointer on disk.
-fn pointer(device: &Device) -> Value {
-    let path = device.state_dir().join("models").join(MODEL).join("active");
-    let text = std::fs::read_to_string(path).unwrap();
-    serde_json::from_str(text.lines().next().unwrap()).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hang_that_the_watchdog_ends_uses_up_a_trial() {
     let fleet = Fleet::start().await.unwrap();
@@ -84,17 +77,17 @@ async fn a_hang_that_the_watchdog_ends_uses_up_a_trial() {
     let mut cloud = fleet.cloud;
     cloud.kill().unwrap();
 
-    let trials = pointer(&device)["trials"].as_u64().unwrap();
+    let trials = device.pointer(MODEL).unwrap()["trials"].as_u64().unwrap();
     for left in (0..trials).rev() {
         hang(&mut watchdog, &mut device).await;
         device.start().await.unwrap();
-        assert_eq!(pointer(&device)["trials"], left);
+        assert_eq!(device.pointer(MODEL).unwrap()["trials"], left);
         assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.1.0"));
     }
     hang(&mut watchdog, &mut device).await;
     device.start().await.unwrap();
     assert_eq!(device.running(MODEL).await.unwrap().as_deref(), Some("1.0.0"));
-    assert_eq!(pointer(&device)["trials"], Value::Null);
+    assert_eq!(device.pointer(MODEL).unwrap()["trials"], Value::Null);
     let (_, text) = device.cli(&["history", "--limit", "3"]).await.unwrap();
     assert!(text.contains("rolled_back") && text.contains("probation.crash_loop"), "{text}");
 }

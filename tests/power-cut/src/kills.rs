@@ -135,8 +135,9 @@ async fn live(device: &mut Device, life: Duration, is_early: bool, last: &mut La
     let before = pointer(device)?;
     device.launch()?;
     if is_early {
-        // The moment of the kill is the input of this test, and there is nothing to wait for.
-        tokio::time::sleep(life / 4).await;
+        // Up to the moment of the kill nothing else may end it.
+        let ended = tokio::time::timeout(life / 4, device.ended()).await;
+        ensure!(ended.is_err(), "the agent ended by itself: {ended:?}");
         return Ok(());
     }
     device.answers().await?;

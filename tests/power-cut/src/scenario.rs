@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use farlight_device::pointer::TRIALS;
-use farlight_test_support::{Device, DeviceOptions, Fleet, MODEL, until, workspace_root};
+use farlight_test_support::{Device, DeviceOptions, Fleet, MODEL, changed_recipe, until, workspace_root};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -244,20 +244,9 @@ fn model() -> PathBuf {
     workspace_root().join("models").join(MODEL).join("model.onnx")
 }
 
-/// The reference model's recipe with changes.
+/// The reference model's recipe for a busy machine, with changes.
 fn recipe(fleet: &Fleet, version: &str, changes: &[(&str, &str)]) -> anyhow::Result<PathBuf> {
-    let model = workspace_root().join("models").join(MODEL);
-    let mut recipe = std::fs::read_to_string(model.join("release.toml"))?;
-    for (from, to) in [PATIENT].iter().chain(changes) {
-        ensure!(recipe.contains(from), "the recipe has another form: no {from}");
-        recipe = recipe.replace(from, to);
-    }
-    let folder = fleet.folder.path().join(format!("recipe-{version}"));
-    std::fs::create_dir_all(&folder)?;
-    std::os::unix::fs::symlink(model.join("data"), folder.join("data"))?;
-    let path = folder.join("release.toml");
-    std::fs::write(&path, recipe)?;
-    Ok(path)
+    changed_recipe(&fleet.folder.path().join(format!("recipe-{version}")), &[&[PATIENT], changes].concat())
 }
 
 /// What cuts in an earlier life may have left: a release half fetched and one half deleted.

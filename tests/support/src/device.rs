@@ -259,6 +259,23 @@ impl Device {
         process.abort().await
     }
 
+    /// Waits until the agent ends by itself; how it ended.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end.
+    pub async fn ended(&mut self) -> anyhow::Result<std::process::ExitStatus> {
+        self.process.as_mut().context("the agent does not run")?.ended().await
+    }
+
+    /// The pointer of a model on disk, also while the agent is dead.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn pointer(&self, model: &str) -> anyhow::Result<Value> {
+        let text = std::fs::read_to_string(self.state_dir().join("models").join(model).join("active"))?;
+        Ok(serde_json::from_str(text.lines().next().context("the pointer is empty")?)?)
+    }
+
     /// What the agent says of itself.
     ///
     /// # Errors

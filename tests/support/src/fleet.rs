@@ -7,7 +7,7 @@ use anyhow::Context;
 use farlight_onnx::{Limits, Model, tensor};
 use serde_json::{Value, json};
 
-use crate::{Cloud, Device, DeviceOptions, Operator, Programs, until, workspace_root};
+use crate::{Cloud, Device, DeviceOptions, Operator, Programs, changed_recipe, until, workspace_root};
 
 /// The reference model.
 pub const MODEL: &str = "watch-gestures";
@@ -112,15 +112,8 @@ impl Fleet {
     /// # Errors
     /// When it cannot be written.
     pub fn tight_recipe(&self) -> anyhow::Result<PathBuf> {
-        let model = workspace_root().join("models").join(MODEL);
-        let recipe = std::fs::read_to_string(model.join("release.toml"))?;
-        let folder = self.folder.path().join("recipe");
-        std::fs::create_dir_all(&folder)?;
-        std::os::unix::fs::symlink(model.join("data"), folder.join("data"))?;
-        let tight = recipe.replace("memory_kib = 131072", "memory_kib = 64");
-        anyhow::ensure!(tight != recipe, "the recipe has another budget now");
-        std::fs::write(folder.join("release.toml"), tight)?;
-        Ok(folder.join("release.toml"))
+        let tight = [("memory_kib = 131072", "memory_kib = 64")];
+        changed_recipe(&self.folder.path().join("recipe"), &tight)
     }
 
     /// Enrols and starts a device.

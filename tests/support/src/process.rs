@@ -116,7 +116,8 @@ impl Process {
         sent.map(|_| ()).with_context(|| format!("send SIG{name}"))
     }
 
-    async fn ended(&mut self) -> anyhow::Result<ExitStatus> {
+    /// Waits for the end.
+    pub(crate) async fn ended(&mut self) -> anyhow::Result<ExitStatus> {
         let what = format!("{} ends", self.what);
         crate::until(&what, std::time::Duration::from_secs(20), async || self.exited()).await
     }

@@ -17,6 +17,14 @@ pub enum TufError {
         /// The rule it breaks.
         why: String,
     },
+    /// A key occurs twice in an object of the file: readers disagree about which of the two counts.
+    #[error("{what} is ambiguous: {why}")]
+    DuplicateKey {
+        /// The file.
+        what: String,
+        /// The key.
+        why: String,
+    },
     /// The file is longer than allowed.
     #[error("{what} has {length} bytes, at most {limit} are allowed")]
     TooLarge {
@@ -81,8 +89,18 @@ pub enum TufError {
         /// The time of the check.
         now: Millis,
     },
-    /// Digest or length differ from what was signed.
-    #[error("{what} differs from its signed digest or length: {why}")]
+    /// The file ends before the length that was signed.
+    #[error("{what} ends after {found} bytes, signed are {expected}")]
+    Truncated {
+        /// The file.
+        what: String,
+        /// Its length.
+        found: u64,
+        /// The length signed.
+        expected: u64,
+    },
+    /// The digest differs from what was signed.
+    #[error("{what} differs from its signed digest: {why}")]
     HashMismatch {
         /// The file.
         what: String,
@@ -165,6 +183,7 @@ impl TufError {
     pub fn code(&self) -> Code {
         match self {
             Self::Malformed { .. } => Code::TufMalformed,
+            Self::DuplicateKey { .. } => Code::TufDuplicateKey,
             Self::TooLarge { .. } => Code::TufTooLarge,
             Self::WrongType { .. } => Code::TufWrongType,
             Self::Signature { fault, .. } => match fault {
@@ -180,6 +199,7 @@ impl TufError {
             },
             Self::MixAndMatch { .. } => Code::TufMixAndMatch,
             Self::Expired { .. } => Code::TufExpired,
+            Self::Truncated { .. } => Code::TufTruncated,
             Self::HashMismatch { .. } => Code::TufHashMismatch,
             Self::Missing { .. } | Self::Unlisted { .. } => Code::TufMissing,
             Self::UnknownTarget { .. } => Code::TufUnknownTarget,

@@ -24,7 +24,7 @@ impl<T: Document> Held<T> {
     /// serves in its place, is told from a damaged one; it is not taken either.
     ///
     /// # Errors
-    /// [`TufError::MixAndMatch`] or [`TufError::HashMismatch`].
+    /// [`TufError::MixAndMatch`], or as [`Meta::verify`].
     pub(super) fn is_announced(root: &TrustedRoot, meta: &Meta, bytes: &[u8]) -> Result<(), TufError> {
         let what = verify::what::<T>();
         meta.verify(&what, bytes).map_err(|error| match root.verify::<T>(bytes) {

@@ -264,8 +264,7 @@ pub(crate) fn verify_length(what: &str, length: u64, bytes: &[u8]) -> Result<(),
     if found > length {
         Err(TufError::TooLarge { what: what.to_owned(), length: found, limit: length })
     } else if found < length {
-        let why = format!("{found} bytes, signed are {length}");
-        Err(TufError::HashMismatch { what: what.to_owned(), why })
+        Err(TufError::Truncated { what: what.to_owned(), found, expected: length })
     } else {
         Ok(())
     }
@@ -334,7 +333,7 @@ impl Target {
     /// Checks length and digests of the file `what`.
     ///
     /// # Errors
-    /// [`TufError::TooLarge`] or [`TufError::HashMismatch`].
+    /// [`TufError::TooLarge`], [`TufError::Truncated`] or [`TufError::HashMismatch`].
     pub fn verify(&self, what: &str, bytes: &[u8]) -> Result<(), TufError> {
         verify_length(what, self.length, bytes)?;
         self.hashes.verify(what, bytes)

@@ -203,7 +203,7 @@ pub fn sign<T: Document>(document: &T, keys: &[&KeyPair]) -> Result<Vec<u8>, Tuf
 /// [`TufError::Malformed`] when the bytes are no signed metadata.
 pub fn add_signature(bytes: &[u8], key: &KeyPair) -> Result<Vec<u8>, TufError> {
     let refuse = |why: String| TufError::Malformed { what: "metadata to be signed".to_owned(), why };
-    let mut envelope = Envelope::parse(bytes).map_err(refuse)?;
+    let mut envelope = Envelope::parse(bytes).map_err(|e| refuse(e.to_string()))?;
     envelope.add_signature(key);
     envelope.to_bytes().map_err(|e| refuse(e.to_string()))
 }

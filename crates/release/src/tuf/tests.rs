@@ -125,7 +125,7 @@ const FIRST_REFRESH: &[Attack] = &[
         bytes.push(b' ');
         r.put("1.targets.json", bytes);
     }),
-    ("targets cut short", "tuf.hash_mismatch", |r| {
+    ("targets cut short", "tuf.truncated", |r| {
         let mut bytes = r.file("1.targets.json").to_vec();
         bytes.pop();
         r.put("1.targets.json", bytes);
@@ -134,7 +134,7 @@ const FIRST_REFRESH: &[Attack] = &[
     ("endless root", "tuf.too_large", |r| r.put("2.root.json", vec![b' '; 600_000])),
     ("garbage", "tuf.malformed", |r| r.put("timestamp.json", b"\xff{".to_vec())),
     ("deep nesting", "tuf.malformed", |r| r.put("timestamp.json", vec![b'['; 10_000])),
-    ("duplicate key", "tuf.malformed", |r| {
+    ("duplicate key", "tuf.duplicate_key", |r| {
         let text = String::from_utf8(r.file("timestamp.json").to_vec()).unwrap();
         r.put(
             "timestamp.json",

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::metadata::Document;
 use super::{SignatureFault, TufError};
-use crate::envelope::Envelope;
+use crate::canonical::JsonError;
+use crate::envelope::{Envelope, EnvelopeError};
 use crate::key::MetadataKey;
 
 /// The keys of one role, by key id, with what the role asks for.
@@ -77,14 +78,19 @@ pub(super) fn what<T: Document>() -> String {
 /// Length, strict JSON, the envelope's form and `_type`.
 ///
 /// # Errors
-/// [`TufError::TooLarge`], [`TufError::Malformed`] or [`TufError::WrongType`].
+/// [`TufError::TooLarge`], [`TufError::Malformed`], [`TufError::DuplicateKey`] or [`TufError::WrongType`].
 pub(super) fn open<T: Document>(what: &str, bytes: &[u8]) -> Result<Envelope, TufError> {
     let what = what.to_owned();
     let (length, limit) = (bytes.len() as u64, T::ROLE.max_len());
     if length > limit {
         return Err(TufError::TooLarge { what, length, limit });
     }
-    let envelope = Envelope::parse(bytes).map_err(|why| TufError::Malformed { what: what.clone(), why })?;
+    let envelope = Envelope::parse(bytes).map_err(|error| match error {
+        EnvelopeError::Json(JsonError::DuplicateKey(why)) => {
+            TufError::DuplicateKey { what: what.clone(), why }
+        }
+        error => TufError::Malformed { what: what.clone(), why: error.to_string() },
+    })?;
     match envelope.signed().get("_type").and_then(Value::as_str) {
         Some(kind) if kind == T::ROLE.name() => Ok(envelope),
         Some(kind) => Err(TufError::WrongType { what, found: kind.chars().take(40).collect() }),
