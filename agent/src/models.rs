@@ -1,23 +1,30 @@
-//! The model table and the inference path: router → worker → reply. The table is swapped atomically; a
-//! request in flight finishes on the model it began with. The path takes no lock and touches no disk.
+//! The model table and the inference path: queue → worker → reply. The table is swapped atomically; a request in
+//! flight finishes on the model it began with. A request that finds a free place takes no lock; none touches a disk.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_queue::ArrayQueue;
 use farlight_device::pointer::Slot;
 use farlight_device::window::Shape;
-use farlight_inference::{LoadError, Pipeline, Prediction, RunError, Worker};
+use farlight_inference::{
+    EngineError, Item, LoadError, Options, Pipeline, Port, Prediction, RunError, State, Worker,
+};
 use farlight_release::Verified;
 use farlight_release::manifest::Manifest;
-use tokio::sync::Semaphore;
 
+use crate::clock;
+use crate::metrics::{Metrics, Reason, Stage};
+use crate::queue::{Place, Policy, Priority, Queue, Refused, Turn};
 use crate::recorder::{Recorder, Seen};
 use crate::runtime::Runtime;
 use crate::shadow::Mirror;
+use crate::streams::{self, Streams};
+
+/// A model that takes longer makes way for the other tasks of its thread; a hop costs a small one more than it takes.
+const LONG: Duration = Duration::from_micros(500);
 
 /// A release in memory, ready to answer.
 pub struct Loaded {
@@ -27,23 +34,47 @@ pub struct Loaded {
     pub manifest: Arc<Manifest>,
     /// Sizes of its count vectors.
     pub shape: Shape,
+    /// What it did since it was loaded.
+    pub metrics: Metrics,
     pipeline: Pipeline,
     workers: ArrayQueue<Worker>,
-    permits: Semaphore,
-    waiting: AtomicUsize,
+    queue: Arc<Queue<Item, Ran>>,
+    streams: Streams,
     /// A candidate that sees a share of the inputs, and decides nothing.
     mirror: ArcSwapOption<Mirror>,
 }
 
-/// How requests are scheduled.
-#[derive(Debug, Clone, Copy)]
+/// How the requests of one model are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scheduling {
-    /// Requests that run at once.
-    pub workers: usize,
-    /// Requests that may wait.
-    pub queue: usize,
-    /// Longest wait.
-    pub max_wait: Duration,
+    /// Places and queue.
+    pub queue: Policy,
+    /// Streams of a model with state.
+    pub streams: streams::Policy,
+}
+
+/// How the requests of every model are run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Models that nothing else is said of.
+    pub default: Scheduling,
+    /// By model.
+    pub models: HashMap<String, Scheduling>,
+}
+
+impl From<Scheduling> for Plan {
+    fn from(default: Scheduling) -> Self {
+        Self { default, models: HashMap::new() }
+    }
+}
+
+/// An item that was run, for who sent it.
+struct Ran {
+    item: Item,
+    result: Result<Prediction, RunError>,
+    started: Instant,
+    /// Time of contract and preprocessing, of the engine, and of postprocessing.
+    times: [Duration; 3],
 }
 
 impl Loaded {
@@ -57,8 +88,9 @@ impl Loaded {
         model: &[u8],
         scheduling: Scheduling,
     ) -> Result<Self, LoadError> {
-        let pipeline = Pipeline::load(manifest, model)?;
-        let workers = ArrayQueue::new(scheduling.workers.max(1));
+        let options = Options { batches: scheduling.queue.batch > 1 };
+        let pipeline = Pipeline::load_with(manifest, model, options)?;
+        let workers = ArrayQueue::new(scheduling.queue.workers.max(1));
         for _ in 0..workers.capacity() {
             // The queue has room for exactly these.
             let _ = workers.push(pipeline.worker()?);
@@ -70,14 +102,53 @@ impl Loaded {
             scores: profile.score_edges.len() + 1,
             features: profile.features.iter().map(|f| f.edges.len() + 2).collect(),
         };
-        let permits = Semaphore::new(workers.capacity());
-        let (waiting, mirror) = (AtomicUsize::new(0), ArcSwapOption::empty());
-        Ok(Self { slot, shape, permits, workers, pipeline, waiting, mirror, manifest })
+        Ok(Self {
+            slot,
+            shape,
+            metrics: Metrics::default(),
+            workers,
+            pipeline,
+            queue: Queue::new(scheduling.queue),
+            streams: Streams::new(scheduling.streams),
+            mirror: ArcSwapOption::empty(),
+            manifest,
+        })
     }
 
-    /// Elements of one input.
+    /// Elements of one main input.
     pub fn elements(&self) -> usize {
         self.pipeline.elements()
+    }
+
+    /// The outputs of its graph that are answers.
+    pub fn outputs(&self) -> impl Iterator<Item = &Port> {
+        self.pipeline.outputs()
+    }
+
+    /// The engine that runs it.
+    pub fn engine(&self) -> &'static str {
+        self.pipeline.engine()
+    }
+
+    /// How its requests are scheduled.
+    pub fn policy(&self) -> &Policy {
+        self.queue.policy()
+    }
+
+    /// Requests that wait.
+    pub fn waiting(&self) -> usize {
+        self.queue.length()
+    }
+
+    /// Streams whose state it keeps.
+    pub fn streams(&self) -> usize {
+        self.streams.count()
+    }
+
+    /// What a client that was turned away is told to wait: as long as those that wait now take, at least a second,
+    /// which is the unit of the header.
+    pub fn retry_after(&self) -> Duration {
+        self.queue.wait(self.queue.length()).max(Duration::from_secs(1))
     }
 
     /// One more worker, beside those that answer.
@@ -88,9 +159,126 @@ impl Loaded {
         self.pipeline.worker()
     }
 
+    /// What a stream begins with; `None` for a model without state.
+    pub fn state(&self) -> Option<State> {
+        self.pipeline.state()
+    }
+
     /// Lets a candidate see what this release answers, or no longer.
     pub fn mirror(&self, mirror: Option<Arc<Mirror>>) {
         self.mirror.store(mirror);
+    }
+
+    /// Runs an item, and with it those that wait when several can be run at once.
+    async fn run(&self, place: Place<Item, Ran>, item: Item, state: Option<&mut State>) -> Ran {
+        let policy = self.policy();
+        if !self.pipeline.batches() {
+            return self.on_this_thread(1, || self.run_one(place, item, state));
+        }
+        // Worth waiting for others only when they came in numbers before.
+        if !policy.window.is_zero() && self.queue.length() > 0 && self.queue.length() + 1 < policy.batch {
+            tokio::time::sleep(policy.window).await;
+        }
+        let others = self.queue.more(policy.batch - 1);
+        if others.is_empty() {
+            return self.on_this_thread(1, || self.run_one(place, item, state));
+        }
+        self.on_this_thread(1 + others.len(), move || {
+            let (mut items, mut senders) = (vec![item], Vec::with_capacity(others.len()));
+            for mut waiting in others {
+                items.push(std::mem::replace(&mut waiting.work, Item::from(Vec::new())));
+                senders.push(waiting);
+            }
+            let mut clock = Clock::start();
+            let results = self.with_worker(|worker| {
+                worker.answer_all(&items.iter().collect::<Vec<_>>(), || clock.mark())
+            });
+            let times = clock.stop();
+            self.metrics.executed();
+            self.queue.took(clock.started.elapsed(), items.len());
+            drop(place);
+            let results = results.unwrap_or_else(|error| {
+                items.iter().map(|_| Err(RunError::Engine(error.clone()))).collect()
+            });
+            let started = clock.started;
+            let mut ran =
+                items.into_iter().zip(results).map(|(item, result)| Ran { item, result, started, times });
+            let first = ran.next();
+            for (sender, ran) in senders.into_iter().zip(ran) {
+                // One whose sender is gone was run for nothing.
+                sender.done(ran);
+            }
+            first.unwrap_or_else(|| Ran::lost(started))
+        })
+    }
+
+    fn run_one(&self, place: Place<Item, Ran>, item: Item, state: Option<&mut State>) -> Ran {
+        let mut clock = Clock::start();
+        let mut fresh = None;
+        // A call that is of no stream begins and ends one.
+        let state = state.or_else(|| {
+            fresh = self.pipeline.state();
+            fresh.as_mut()
+        });
+        let result = self.with_worker(|worker| worker.answer(&item, state, || clock.mark()));
+        let times = clock.stop();
+        self.metrics.executed();
+        self.queue.took(clock.started.elapsed(), 1);
+        drop(place);
+        let result = result.unwrap_or_else(|error| Err(RunError::Engine(error)));
+        Ran { item, result, started: clock.started, times }
+    }
+
+    fn with_worker<T>(&self, run: impl FnOnce(&mut Worker) -> T) -> Result<T, EngineError> {
+        // Places and workers are equally many, so that one is there; a new one is right too.
+        let mut worker = match self.workers.pop() {
+            Some(worker) => worker,
+            None => self.pipeline.worker().map_err(|error| EngineError::Run(error.to_string()))?,
+        };
+        let result = run(&mut worker);
+        let _ = self.workers.push(worker);
+        Ok(result)
+    }
+
+    /// Small models run where they are; the runtime moves its other tasks away from a long one.
+    fn on_this_thread<T>(&self, items: usize, run: impl FnOnce() -> T) -> T {
+        let cost = self.queue.cost() * items as u32;
+        if cost.is_zero() || cost > LONG { tokio::task::block_in_place(run) } else { run() }
+    }
+}
+
+impl Ran {
+    fn lost(started: Instant) -> Self {
+        let result = Err(RunError::Engine(EngineError::Run("the answer is missing".to_owned())));
+        Self { item: Item::from(Vec::new()), result, started, times: [Duration::ZERO; 3] }
+    }
+}
+
+/// Takes the times of the stages of one run.
+struct Clock {
+    started: Instant,
+    last: Instant,
+    times: [Duration; 3],
+    stage: usize,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let started = Instant::now();
+        Self { started, last: started, times: [Duration::ZERO; 3], stage: 0 }
+    }
+
+    fn mark(&mut self) {
+        let now = Instant::now();
+        if let Some(time) = self.times.get_mut(self.stage) {
+            *time += now - self.last;
+        }
+        (self.last, self.stage) = (now, self.stage + 1);
+    }
+
+    fn stop(&mut self) -> [Duration; 3] {
+        self.mark();
+        self.times
     }
 }
 
@@ -121,10 +309,37 @@ pub enum InferError {
         model: String,
         /// Queue full or deadline passed.
         why: &'static str,
+        /// When to try again.
+        retry_after: Duration,
     },
+    /// The request names a stream of a model that has none.
+    #[error("model {0:?} has no state: leave out sequence_id")]
+    Stateless(String),
     /// The input or the engine failed.
     #[error(transparent)]
     Run(#[from] RunError),
+}
+
+/// What a request asks besides its input.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Its id for cases and feedback.
+    pub id: &'a str,
+    /// When it came.
+    pub arrived: Instant,
+    /// Which is next.
+    pub priority: Priority,
+    /// Longest time from arrival to the answer, if shorter than the model's own.
+    pub timeout: Option<Duration>,
+    /// The stream that it belongs to.
+    pub stream: Option<streams::Call<'a>>,
+}
+
+impl<'a> Ask<'a> {
+    /// A request that comes now, and asks for nothing else.
+    pub fn now(id: &'a str) -> Self {
+        Self { id, arrived: Instant::now(), priority: Priority::default(), timeout: None, stream: None }
+    }
 }
 
 /// An answer with what the client and the recorder want to know.
@@ -138,25 +353,45 @@ pub struct Answer {
 /// All models.
 pub struct Models {
     table: ArcSwap<Table>,
-    scheduling: Scheduling,
+    /// Releases that were taken out of memory on a client's wish.
+    parked: ArcSwap<Vec<Slot>>,
+    scheduling: Plan,
     recorder: Recorder,
     runtime: Runtime,
 }
 
 impl Models {
     /// An empty table whose observations go to `recorder`, under the configuration `runtime`.
-    pub fn new(scheduling: Scheduling, recorder: Recorder, runtime: Runtime) -> Self {
-        Self { table: ArcSwap::default(), scheduling, recorder, runtime }
+    pub fn new(scheduling: Plan, recorder: Recorder, runtime: Runtime) -> Self {
+        Self { table: ArcSwap::default(), parked: ArcSwap::default(), scheduling, recorder, runtime }
     }
 
-    /// How requests are scheduled.
-    pub fn scheduling(&self) -> Scheduling {
-        self.scheduling
+    /// How requests of a model are scheduled.
+    pub fn scheduling(&self, model: &str) -> Scheduling {
+        self.scheduling.models.get(model).copied().unwrap_or(self.scheduling.default)
+    }
+
+    /// Takes a model out of memory until it is activated again; `false` when it is not loaded.
+    pub fn park(&self, model: &str) -> bool {
+        let Ok(loaded) = self.find(model, None) else { return false };
+        self.remove(model);
+        self.parked.rcu(|parked| {
+            let mut parked = Vec::clone(parked);
+            parked.push(loaded.slot.clone());
+            parked
+        });
+        true
+    }
+
+    /// Releases that were taken out of memory.
+    pub fn parked(&self) -> Vec<Slot> {
+        Vec::clone(&self.parked.load())
     }
 
     /// Puts a release in front; with `Keep::Previous` the one before stays loaded.
     pub fn activate(&self, loaded: Arc<Loaded>, keep: Keep) {
         let model = loaded.slot.release.model.to_string();
+        self.unpark(&model);
         self.change(|table| {
             let before = table.remove(&model);
             let previous = match keep {
@@ -190,8 +425,16 @@ impl Models {
         done
     }
 
+    fn unpark(&self, model: &str) {
+        if self.parked.load().iter().any(|slot| slot.release.model.as_str() == model) {
+            let others = |slot: &&Slot| slot.release.model.as_str() != model;
+            self.parked.rcu(|parked| parked.iter().filter(others).cloned().collect::<Vec<_>>());
+        }
+    }
+
     /// Takes a model out.
     pub fn remove(&self, model: &str) {
+        self.unpark(model);
         self.change(|table| {
             table.remove(model);
         });
@@ -233,67 +476,104 @@ impl Models {
             .ok_or_else(unknown)
     }
 
-    /// Answers one input. `arrived` is when the request came; `id` is its id for cases and feedback.
+    /// Answers one item.
     ///
     /// # Errors
     /// [`InferError`].
     pub async fn infer(
         &self,
         loaded: Arc<Loaded>,
-        raw: Vec<f32>,
-        id: &str,
-        arrived: Instant,
+        item: Item,
+        ask: &Ask<'_>,
     ) -> Result<Answer, InferError> {
         let name = loaded.slot.release.model.as_str();
         if self.runtime.is_off(name) {
+            loaded.metrics.failed(Reason::Off, ask.arrived.elapsed());
             return Err(InferError::Off(name.to_owned()));
         }
-        let abstain_below = self.runtime.abstain_below(name);
-        let Some(permit) = self.permit(&loaded).await else {
+        let policy = loaded.policy();
+        let deadline = ask.arrived + ask.timeout.map_or(policy.deadline, |own| own.min(policy.deadline));
+        let refused = |why: &'static str| {
+            loaded.metrics.failed(Reason::Busy, ask.arrived.elapsed());
             self.recorder.see(Seen::rejected(Arc::clone(&loaded)));
-            let why = "its queue is full or the wait was too long";
-            return Err(InferError::Busy { model: loaded.slot.release.model.to_string(), why });
+            InferError::Busy { model: name.to_owned(), why, retry_after: loaded.retry_after() }
         };
-        let started = Instant::now();
-        // Small models run where they are; the runtime moves its other tasks away from a long one.
-        let mut result = tokio::task::block_in_place(|| match loaded.workers.pop() {
-            Some(mut worker) => {
-                let result = worker.run(&raw);
-                let _ = loaded.workers.push(worker);
-                result
+        let stream = match &ask.stream {
+            Some(call) => Some(self.stream(&loaded, call, deadline, refused).await?),
+            None => None,
+        };
+        let mut state = stream;
+        let turn = match loaded.queue.enter() {
+            Some(place) => Turn::Run(place, item),
+            None => {
+                let turn = loaded.queue.turn(item, ask.priority, deadline).await;
+                turn.map_err(|why| refused(why.why()))?
             }
-            // Permits and workers are equally many, so this does not happen; a new worker is right too.
-            None => loaded
-                .pipeline
-                .worker()
-                .map_err(|e| RunError::Engine(farlight_inference::EngineError::Run(e.to_string())))
-                .and_then(|mut worker| worker.run(&raw)),
-        });
-        let infer = started.elapsed();
-        drop(permit);
-        let latency = arrived.elapsed();
-        if let (Some(threshold), Ok(prediction)) = (abstain_below, &mut result) {
-            prediction.abstain_below(threshold);
-        }
-        if let (Some(mirror), Ok(prediction)) = (&*loaded.mirror.load(), &result) {
-            mirror.offer(&raw, prediction);
-        }
-        let seen = match &result {
-            Ok(prediction) => Seen::answered(Arc::clone(&loaded), raw, prediction, id, latency, infer),
-            Err(error) => Seen::failed(Arc::clone(&loaded), raw, error, latency),
         };
-        self.recorder.see(seen);
-        Ok(Answer { prediction: result?, loaded })
+        let ran = match turn {
+            Turn::Run(place, item) => loaded.run(place, item, state.as_deref_mut()).await,
+            Turn::Done(ran) => ran,
+        };
+        drop(state);
+        if let Some(call) = ask.stream.filter(|call| call.end) {
+            loaded.streams.end(call.id);
+        }
+        self.told(&loaded, ran, ask)
     }
 
-    async fn permit<'a>(&self, loaded: &'a Loaded) -> Option<tokio::sync::SemaphorePermit<'a>> {
-        if let Ok(permit) = loaded.permits.try_acquire() {
-            return Some(permit);
+    /// The state of the stream that a request belongs to, once the calls before it are done.
+    async fn stream(
+        &self,
+        loaded: &Loaded,
+        call: &streams::Call<'_>,
+        deadline: Instant,
+        refused: impl Fn(&'static str) -> InferError,
+    ) -> Result<tokio::sync::OwnedMutexGuard<State>, InferError> {
+        let name = loaded.slot.release.model.as_str();
+        let fresh = loaded.state().ok_or_else(|| InferError::Stateless(name.to_owned()))?;
+        let shared = loaded.streams.open(call, || fresh, Instant::now());
+        let shared = shared.ok_or_else(|| refused("too many streams are open, or an id is too long"))?;
+        let locked = tokio::time::timeout_at(deadline.into(), shared.lock_owned()).await;
+        locked.map_err(|_| refused(Refused::Late.why()))
+    }
+
+    /// Tells everybody who wants to know how it went.
+    fn told(&self, loaded: &Arc<Loaded>, ran: Ran, ask: &Ask<'_>) -> Result<Answer, InferError> {
+        let Ran { item, mut result, started, times } = ran;
+        let latency = ask.arrived.elapsed();
+        let metrics = &loaded.metrics;
+        match &mut result {
+            Ok(prediction) => {
+                if let Some(threshold) = self.runtime.abstain_below(loaded.slot.release.model.as_str()) {
+                    prediction.abstain_below(threshold);
+                }
+                metrics.answered(clock::now().0);
+                metrics.stage(Stage::Queue).add(started.saturating_duration_since(ask.arrived));
+                for (stage, time) in [Stage::Pre, Stage::Infer, Stage::Post].into_iter().zip(times) {
+                    metrics.stage(stage).add(time);
+                }
+                metrics.stage(Stage::Request).add(latency);
+                if let Some(mirror) = &*loaded.mirror.load() {
+                    mirror.offer(&item, prediction);
+                }
+            }
+            Err(error) => metrics.failed(reason(error), latency),
         }
-        let waiting = Waiting::enter(&loaded.waiting, self.scheduling.queue)?;
-        let permit = tokio::time::timeout(self.scheduling.max_wait, loaded.permits.acquire()).await;
-        drop(waiting);
-        permit.ok()?.ok()
+        let infer = times.iter().sum();
+        let seen = match &result {
+            Ok(prediction) => Seen::answered(Arc::clone(loaded), item, prediction, ask.id, latency, infer),
+            Err(error) => Seen::failed(Arc::clone(loaded), item, error, latency),
+        };
+        self.recorder.see(seen);
+        Ok(Answer { prediction: result?, loaded: Arc::clone(loaded) })
+    }
+}
+
+fn reason(error: &RunError) -> Reason {
+    match error {
+        RunError::Contract { .. } => Reason::Contract,
+        RunError::Length { .. } | RunError::Inputs(_) => Reason::Input,
+        RunError::Engine(_) => Reason::Engine,
     }
 }
 
@@ -304,23 +584,4 @@ pub enum Keep {
     Previous,
     /// At start or after a rollback: there is none.
     Nothing,
-}
-
-/// A place in the queue, given back on drop even when the client goes away.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn enter(count: &'a AtomicUsize, limit: usize) -> Option<Self> {
-        if count.fetch_add(1, Ordering::AcqRel) >= limit {
-            count.fetch_sub(1, Ordering::AcqRel);
-            return None;
-        }
-        Some(Self(count))
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use farlight_device::health::Health;
 use farlight_device::sampling::{Candidate, Keep, Policy, Sampler};
 use farlight_device::window::{Answer, Builder, Observation, Outcome};
-use farlight_inference::{Prediction, RunError, profile};
+use farlight_inference::{Item, Prediction, RunError, Values, profile};
 use farlight_release::manifest::Datatype;
 use farlight_wire::case::{CaseTensor, TensorEncoding};
 use farlight_wire::limits::MAX_CASE_TENSOR;
@@ -60,7 +60,7 @@ impl Seen {
     /// An answered request.
     pub fn answered(
         loaded: Arc<Loaded>,
-        raw: Vec<f32>,
+        item: Item,
         prediction: &Prediction,
         id: &str,
         latency: Duration,
@@ -76,16 +76,18 @@ impl Seen {
         };
         let violated = prediction.violations > 0;
         let id = id.chars().take(MAX_ID).collect();
+        let raw = floats(item);
         Self { loaded, outcome: Outcome::Ok, raw, id, violated, latency, answer: Some((summary, infer)) }
     }
 
     /// A request that the pipeline refused or that failed.
-    pub fn failed(loaded: Arc<Loaded>, raw: Vec<f32>, error: &RunError, latency: Duration) -> Self {
+    pub fn failed(loaded: Arc<Loaded>, item: Item, error: &RunError, latency: Duration) -> Self {
         let (outcome, violated) = match error {
             RunError::Contract { .. } => (Outcome::Refused, true),
-            RunError::Length { .. } => (Outcome::Refused, false),
+            RunError::Length { .. } | RunError::Inputs(_) => (Outcome::Refused, false),
             RunError::Engine(_) => (Outcome::Failed, false),
         };
+        let raw = floats(item);
         Self { loaded, outcome, raw, id: String::new(), violated, latency, answer: None }
     }
 
@@ -100,6 +102,14 @@ impl Seen {
             latency: Duration::ZERO,
             answer: None,
         }
+    }
+}
+
+/// The main input for profile and cases; none where it is text.
+fn floats(item: Item) -> Vec<f32> {
+    match item.main {
+        Values::Fp32(values) => values,
+        other => other.to_f32().map(|values| values.into_owned()).unwrap_or_default(),
     }
 }
 
@@ -295,11 +305,21 @@ impl Writer {
             // The owner's own ceiling holds whatever is released.
             bytes_per_day: bytes_per_day.min(self.plan.case_bytes_per_day),
         };
-        let encoding = match manifest.input.datatype {
-            Datatype::Fp32 => TensorEncoding::F16,
-            Datatype::Uint8 => TensorEncoding::U8,
+        let (encoding, width) = match manifest.input.datatype {
+            Datatype::Fp32 | Datatype::Fp16 => (TensorEncoding::F16, 2),
+            Datatype::Uint8 | Datatype::Bool => (TensorEncoding::U8, 1),
+            // What half precision cannot hold.
+            Datatype::Uint16
+            | Datatype::Uint32
+            | Datatype::Uint64
+            | Datatype::Int8
+            | Datatype::Int16
+            | Datatype::Int32
+            | Datatype::Int64
+            | Datatype::Fp64 => (TensorEncoding::F32, 4),
+            // Text is never kept.
+            Datatype::Bytes => return,
         };
-        let width = if encoding == TensorEncoding::U8 { 1 } else { 2 };
         let bytes = seen.raw.len() * width;
         if bytes > MAX_CASE_TENSOR {
             return;

@@ -10,11 +10,11 @@ use tokio::sync::{mpsc, watch};
 use crate::clock::Zone;
 use crate::exit::{ExitCode, Fatal};
 use crate::fetch::Repository;
-use crate::http::{Listeners, Metrics, Service};
+use crate::http::{Listeners, Service};
 use crate::identity::{self, Identity};
 use crate::journal::Journal;
 use crate::link::Link;
-use crate::models::{Models, Scheduling};
+use crate::models::Models;
 use crate::recorder::{self, Healths, Plan};
 use crate::runtime::Runtime;
 use crate::settings::{self, Settings};
@@ -54,9 +54,9 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
     let service = Service {
         models: Arc::clone(&models),
         status,
-        metrics: Arc::new(Metrics::default()),
         max_body_bytes: settings.http.max_body_bytes,
         runtime,
+        model_control: settings.http.model_control,
         updates,
     };
     let address = listeners.address();
@@ -141,7 +141,7 @@ pub async fn start(
     let recording =
         recorder::start(opened.store, plan, vitals, runtime.clone(), healths_sender, committed_sender)
             .context("start the recorder")?;
-    let models = Arc::new(Models::new(scheduling(settings), recording.recorder.clone(), runtime.clone()));
+    let models = Arc::new(Models::new(settings.inference.plan(cores(settings)), recording.recorder.clone(), runtime.clone()));
     let status = Arc::new(Status::new(identity.device.as_str(), identity.fleet.as_str()));
 
     let (updates, inbox) = mpsc::channel(INBOX);
@@ -212,12 +212,11 @@ fn repository(settings: &settings::Update, identity: &Identity, zone: Zone) -> a
     Ok(Repository::new(cloud, mirrors, limits))
 }
 
-fn scheduling(settings: &Settings) -> Scheduling {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    Scheduling {
-        workers: if settings.inference.workers == 0 { cores } else { settings.inference.workers },
-        queue: settings.inference.queue,
-        max_wait: Duration::from_millis(settings.inference.max_wait_ms),
+/// Cores that requests are answered on.
+fn cores(settings: &Settings) -> usize {
+    match settings.inference.cores.len() {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        cores => cores,
     }
 }
 

@@ -1,12 +1,16 @@
 //! Settings: the file (TOML, unknown keys refused) → merged with defaults → checked, all problems at
 //! once, each with its key. `config doc` prints `agent.sample.toml`, which a test holds to the structs.
 
+mod inference;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use farlight_device::schedule::Window;
 use serde::Deserialize;
+
+pub use inference::{Inference, Model};
 
 use crate::clock::Zone;
 
@@ -67,18 +71,8 @@ pub struct Http {
     pub socket: PathBuf,
     /// Largest request body in bytes.
     pub max_body_bytes: usize,
-}
-
-/// Queues and workers.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Inference {
-    /// Requests that run at once for each model; 0 means one a core.
-    pub workers: usize,
-    /// Requests that may wait for each model; more are answered 503.
-    pub queue: usize,
-    /// Longest wait for a worker, milliseconds.
-    pub max_wait_ms: u64,
+    /// Whether clients may take models out of memory and bring them back.
+    pub model_control: bool,
 }
 
 /// Windows and their store.
@@ -181,13 +175,7 @@ impl Default for Device {
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8800".into(), socket: PathBuf::new(), max_body_bytes: 16 * 1024 * 1024 }
-    }
-}
-
-impl Default for Inference {
-    fn default() -> Self {
-        Self { workers: 0, queue: 64, max_wait_ms: 1_000 }
+        Self { listen: "127.0.0.1:8800".into(), socket: PathBuf::new(), max_body_bytes: 16 * 1024 * 1024, model_control: false }
     }
 }
 
@@ -289,9 +277,7 @@ impl Settings {
             }
         };
         range("http.max_body_bytes", self.http.max_body_bytes as u64, 1_024, 1 << 30);
-        range("inference.workers", self.inference.workers as u64, 0, 256);
-        range("inference.queue", self.inference.queue as u64, 0, 65_536);
-        range("inference.max_wait_ms", self.inference.max_wait_ms, 1, 600_000);
+        self.inference.ranges(&mut range);
         range("telemetry.window_seconds", self.telemetry.window_seconds, 1, 86_400);
         range("telemetry.store_max_bytes", self.telemetry.store_max_bytes, 1 << 20, 1 << 40);
         range("cases.max_bytes_per_day", self.cases.max_bytes_per_day, 0, 1 << 40);
@@ -344,6 +330,10 @@ mod tests {
         (update.mirrors, update.mirrors_ca, update.time_zone) = (Vec::new(), None, String::new());
         (update.download_windows, update.activation_windows) = (Vec::new(), Vec::new());
         settings.http.socket = PathBuf::new();
+        assert_eq!(settings.inference.model["camera"].workers, Some(1));
+        settings.inference.model.clear();
+        assert_eq!(settings.inference.cores, [2, 3]);
+        settings.inference.cores.clear();
         assert_eq!(settings, Settings::default());
         for key in [
             "state_dir",
@@ -354,7 +344,13 @@ mod tests {
             "max_body_bytes",
             "workers",
             "queue",
-            "max_wait_ms",
+            "deadline_ms",
+            "max_batch",
+            "batch_window_ms",
+            "max_streams",
+            "stream_idle_seconds",
+            "cores",
+            "model_control",
             "window_seconds",
             "store_max_bytes",
             "enabled",

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use farlight_device::shadow::{Policy, Shadowed};
-use farlight_inference::Prediction;
+use farlight_inference::{Item, Prediction};
 
 use crate::models::Loaded;
 
@@ -26,7 +26,7 @@ pub struct Mirror {
 
 /// One input with what the running release answered.
 struct Sample {
-    raw: Vec<f32>,
+    item: Item,
     top: usize,
     score: f32,
 }
@@ -51,11 +51,11 @@ impl Mirror {
     }
 
     /// Offers an answered input; never waits.
-    pub fn offer(&self, raw: &[f32], prediction: &Prediction) {
+    pub fn offer(&self, item: &Item, prediction: &Prediction) {
         if rand::random_range(0..1000) >= self.share_permille {
             return;
         }
-        let sample = Sample { raw: raw.to_vec(), top: prediction.top, score: prediction.score };
+        let sample = Sample { item: item.clone(), top: prediction.top, score: prediction.score };
         if self.sender.try_send(sample).is_err() {
             self.skipped.fetch_add(1, Ordering::Relaxed);
         }
@@ -92,7 +92,7 @@ fn run(
                 found.skipped += 1;
             } else {
                 let started = Instant::now();
-                let answer = worker.run(&sample.raw);
+                let answer = worker.answer(&sample.item, candidate.state().as_mut(), || {});
                 busy += started.elapsed();
                 match answer {
                     Ok(answer) => {

@@ -7,9 +7,12 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use flate2::read::{GzDecoder, ZlibDecoder};
+use flate2::read::{MultiGzDecoder, ZlibDecoder};
 
 use super::{Service, refuse, refuse_inference, request, response};
+use crate::models::Ask;
+use crate::queue::Priority;
+use crate::streams::Call;
 
 /// Asks the active release.
 pub(super) async fn model(
@@ -43,72 +46,103 @@ async fn infer(
         Ok(loaded) => loaded,
         Err(error) => return refuse_inference(&error),
     };
+    let bad = |message: String| refuse(StatusCode::BAD_REQUEST, message);
     let plain;
     let body = match headers.get("content-encoding").map(|v| v.as_bytes()) {
-        None | Some(b"identity") => body,
+        None | Some(b"identity" | b"") => body,
         Some(coding) => match decompress(coding, body, service.max_body_bytes) {
             Ok(bytes) => {
                 plain = bytes;
                 &plain
             }
-            Err(refusal) => return refuse(refusal.0, refusal.1),
+            Err((status, message)) => return refuse(status, message),
         },
     };
-    let header_len = match headers.get("inference-header-content-length") {
-        None => None,
-        Some(value) => match value.to_str().ok().and_then(|text| text.trim().parse().ok()) {
-            Some(length) => Some(length),
-            None => {
-                return refuse(
-                    StatusCode::BAD_REQUEST,
-                    "Inference-Header-Content-Length is no number of bytes",
-                );
-            }
-        },
+    let header_len = match header_length(headers) {
+        Ok(length) => length,
+        Err(message) => return bad(message),
     };
-    let mut asked = match request::parse(&loaded.manifest.input, body, header_len) {
+    let mut asked = match request::parse(&loaded.manifest, body, header_len) {
         Ok(asked) => asked,
-        Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
+        Err(message) => return bad(message),
     };
     let id = asked.id.clone().unwrap_or_else(|| format!("{:016x}", rand::random::<u64>()));
     let items = std::mem::take(&mut asked.items);
     let batch = items.len();
+    if batch > 1 && asked.stream.is_some() {
+        return bad("a request of a sequence holds one item".to_owned());
+    }
+    let stream = asked.stream.as_ref();
+    let stream = stream.map(|stream| Call { id: &stream.id, start: stream.start, end: stream.end });
+    let priority = Priority::new(asked.priority);
+    let answer = async |item, id: &str| {
+        let ask = Ask { id, arrived, priority, timeout: asked.timeout, stream };
+        service.models.infer(std::sync::Arc::clone(&loaded), item, &ask).await
+    };
     let mut predictions = Vec::with_capacity(batch);
-    for (index, raw) in items.into_iter().enumerate() {
-        let item_id = if batch == 1 { id.clone() } else { format!("{id}#{index}") };
-        match service.models.infer(std::sync::Arc::clone(&loaded), raw, &item_id, arrived).await {
+    for (index, item) in items.into_iter().enumerate() {
+        let answer = match batch {
+            1 => answer(item, &id).await,
+            _ => answer(item, &format!("{id}#{index}")).await,
+        };
+        match answer {
             Ok(answer) => predictions.push(answer.prediction),
-            Err(error) => {
-                service.metrics.failed(model, &error);
-                return refuse_inference(&error);
-            }
+            Err(error) => return refuse_inference(&error),
         }
     }
-    service.metrics.answered(model, predictions.len(), arrived.elapsed());
-    match response::build(&loaded.manifest, &asked, &predictions) {
-        Ok(response) => response,
-        Err(message) => refuse(StatusCode::BAD_REQUEST, message),
-    }
+    let gzip = headers.get("accept-encoding").and_then(|value| value.to_str().ok()).is_some_and(takes_gzip);
+    let frame = response::Frame { model, manifest: &loaded.manifest, gzip, parameters: Default::default() };
+    response::build(frame, &asked, predictions).unwrap_or_else(bad)
 }
 
-fn decompress(coding: &[u8], body: &[u8], limit: usize) -> Result<Vec<u8>, (StatusCode, String)> {
-    let reader: Box<dyn Read> = match coding {
-        b"gzip" => Box::new(GzDecoder::new(body)),
-        b"deflate" => Box::new(ZlibDecoder::new(body)),
+fn header_length(headers: &HeaderMap) -> Result<Option<usize>, String> {
+    let Some(value) = headers.get("inference-header-content-length") else { return Ok(None) };
+    let length = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    length.map(Some).ok_or_else(|| "Inference-Header-Content-Length is no number of bytes".to_owned())
+}
+
+/// Whether an `Accept-Encoding` names gzip (RFC 9110, 12.5.3) and does not weigh it 0.
+fn takes_gzip(accepted: &str) -> bool {
+    accepted.split(',').any(|coding| {
+        let mut parts = coding.split(';').map(str::trim);
+        let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("gzip"));
+        named && !parts.any(|weight| weight.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0_f32)))
+    })
+}
+
+/// Decompresses a body within the limit of plain ones.
+fn decompress(coding: &[u8], body: &[u8], max: usize) -> Result<Vec<u8>, (StatusCode, String)> {
+    let mut plain = Vec::new();
+    let limit = max as u64 + 1;
+    let read = match coding {
+        b"gzip" => MultiGzDecoder::new(body).take(limit).read_to_end(&mut plain),
+        b"deflate" => ZlibDecoder::new(body).take(limit).read_to_end(&mut plain),
         other => {
-            let message =
-                format!("Content-Encoding {:?} is not gzip or deflate", String::from_utf8_lossy(other));
-            return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+            let text = format!("content encoding {:?} is not known", String::from_utf8_lossy(other));
+            return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, text));
         }
     };
-    let mut plain = Vec::new();
-    reader
-        .take(limit as u64 + 1)
-        .read_to_end(&mut plain)
-        .map_err(|e| (StatusCode::BAD_REQUEST, format!("decompress body: {e}")))?;
-    if plain.len() > limit {
-        let message = format!("the decompressed body is over the limit of {limit} bytes");
-        return Err((StatusCode::PAYLOAD_TOO_LARGE, message));
+    read.map_err(|e| (StatusCode::BAD_REQUEST, format!("decompress the body: {e}")))?;
+    if plain.len() > max {
+        return Err((StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {max} bytes")));
     }
     Ok(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gzip_is_used_only_where_it_is_taken() {
+        for (accepted, takes) in [
+            ("gzip", true),
+            ("deflate, GZIP;q=0.5", true),
+            ("gzip;q=0", false),
+            ("identity, br", false),
+            ("", false),
+        ] {
+            assert_eq!(takes_gzip(accepted), takes, "{accepted}");
+        }
+    }
 }

@@ -1,10 +1,12 @@
 //! The inference service over TCP and a Unix socket. This router is the table of contents of its API.
 
 mod binary;
+mod data;
 mod infer;
 mod local;
 mod metadata;
 mod metrics;
+mod repository;
 mod request;
 mod response;
 
@@ -36,17 +38,15 @@ pub struct Service {
     pub models: Arc<Models>,
     /// What the agent says of itself.
     pub status: Arc<Status>,
-    /// Counters and histograms for Prometheus.
-    pub metrics: Arc<Metrics>,
     /// Largest request body in bytes, also after decompression.
     pub max_body_bytes: usize,
     /// What a configuration release changes.
     pub runtime: Runtime,
+    /// Whether clients may load and unload models.
+    pub model_control: bool,
     /// The update driver's inbox.
     pub updates: mpsc::Sender<Input>,
 }
-
-pub use metrics::Metrics;
 
 /// All routes.
 pub fn router(service: Service) -> Router {
@@ -59,14 +59,22 @@ pub fn router(service: Service) -> Router {
         .route("/v2/models/{model}/versions/{version}", get(metadata::version))
         .route("/v2/models/{model}/ready", get(metadata::model_ready))
         .route("/v2/models/{model}/versions/{version}/ready", get(metadata::version_ready))
+        .route("/v2/models/{model}/config", get(metadata::model_config))
+        .route("/v2/models/{model}/versions/{version}/config", get(metadata::version_config))
+        .route("/v2/models/stats", get(metadata::all_stats))
+        .route("/v2/models/{model}/stats", get(metadata::model_stats))
+        .route("/v2/models/{model}/versions/{version}/stats", get(metadata::version_stats))
         .route("/v2/models/{model}/infer", post(infer::model))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer::version))
-        .route("/v2/repository/index", post(metadata::index))
+        .route("/v2/repository/index", post(repository::index))
+        .route("/v2/repository/models/{model}/load", post(repository::load))
+        .route("/v2/repository/models/{model}/unload", post(repository::unload))
         .route("/metrics", get(metrics::text))
         .route("/farlight/status", get(status))
         .route("/farlight/flags", get(local::flags))
         .route("/farlight/lock", put(local::lock).delete(local::unlock))
         .fallback(async || refuse(StatusCode::NOT_FOUND, "no such path"))
+        .method_not_allowed_fallback(async || refuse(StatusCode::METHOD_NOT_ALLOWED, "another method is asked for"))
         .layer(limit)
         .with_state(service)
 }
@@ -95,12 +103,19 @@ fn refuse_inference(error: &InferError) -> Response {
     let status = match error {
         InferError::Unknown(_) => StatusCode::NOT_FOUND,
         InferError::Busy { .. } | InferError::Off(_) => StatusCode::SERVICE_UNAVAILABLE,
-        InferError::Run(RunError::Length { .. } | RunError::Contract { .. }) => StatusCode::BAD_REQUEST,
+        InferError::Stateless(_)
+        | InferError::Run(RunError::Length { .. } | RunError::Inputs(_) | RunError::Contract { .. }) => {
+            StatusCode::BAD_REQUEST
+        }
         InferError::Run(RunError::Engine(_)) => StatusCode::INTERNAL_SERVER_ERROR,
     };
     let mut response = refuse(status, error);
     if status == StatusCode::SERVICE_UNAVAILABLE {
-        response.headers_mut().insert("retry-after", axum::http::HeaderValue::from_static("1"));
+        let seconds = match error {
+            InferError::Busy { retry_after, .. } => retry_after.as_secs_f64().ceil() as u64,
+            _ => 1,
+        };
+        response.headers_mut().insert("retry-after", seconds.max(1).into());
     }
     response
 }

@@ -1,27 +1,32 @@
 //! An inference request: JSON, or JSON followed by binary tensors (Open Inference Protocol v2 and its
 //! binary extension). Everything a stranger can send ends in a clear 400.
 
-use serde::de::{Error as _, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use std::time::Duration;
+
+use farlight_inference::{Item, Values};
+use farlight_release::manifest::{BatchAxis, Datatype, Manifest, TensorSpec};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use farlight_release::manifest::{Datatype, TensorSpec};
-
 use super::binary;
+use super::data::Data;
 
 /// Most items in one request.
 pub(super) const MAX_BATCH: usize = 256;
 
 /// What a client asked for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Asked {
     pub(super) id: Option<String>,
-    /// One raw input an item.
-    pub(super) items: Vec<Vec<f32>>,
+    /// One or more.
+    pub(super) items: Vec<Item>,
     /// Outputs asked for by name; all when empty.
     pub(super) outputs: Vec<Output>,
     /// Whether outputs are binary unless they say otherwise.
     pub(super) binary: bool,
+    pub(super) priority: u32,
+    pub(super) timeout: Option<Duration>,
+    pub(super) stream: Option<Stream>,
 }
 
 /// An output asked for.
@@ -31,6 +36,14 @@ pub(super) struct Output {
     pub(super) binary: Option<bool>,
     /// Classes wanted by the classification extension.
     pub(super) classification: Option<usize>,
+}
+
+/// The stream that a request belongs to.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) id: String,
+    pub(super) start: bool,
+    pub(super) end: bool,
 }
 
 #[derive(Deserialize)]
@@ -50,7 +63,7 @@ struct Tensor {
     datatype: String,
     #[serde(default)]
     parameters: Map<String, Value>,
-    data: Option<Flat>,
+    data: Option<Data>,
 }
 
 #[derive(Deserialize)]
@@ -60,59 +73,16 @@ struct OutputDocument {
     parameters: Map<String, Value>,
 }
 
-/// Numbers, nested or flat, row-major. Read without building a tree.
-struct Flat(Vec<f32>);
-
-impl<'de> Deserialize<'de> for Flat {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Numbers<'a>(&'a mut Vec<f32>);
-        impl<'de> Visitor<'de> for Numbers<'_> {
-            type Value = ();
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("numbers, nested or flat")
-            }
-            fn visit_f64<E>(self, value: f64) -> Result<(), E> {
-                self.0.push(value as f32);
-                Ok(())
-            }
-            fn visit_i64<E>(self, value: i64) -> Result<(), E> {
-                self.0.push(value as f32);
-                Ok(())
-            }
-            fn visit_u64<E>(self, value: u64) -> Result<(), E> {
-                self.0.push(value as f32);
-                Ok(())
-            }
-            fn visit_unit<E>(self) -> Result<(), E> {
-                // null: a missing element, which the data contract judges.
-                self.0.push(f32::NAN);
-                Ok(())
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-                while seq.next_element_seed(Element(self.0))?.is_some() {}
-                Ok(())
-            }
-        }
-        struct Element<'a>(&'a mut Vec<f32>);
-        impl<'de> serde::de::DeserializeSeed<'de> for Element<'_> {
-            type Value = ();
-            fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-                deserializer.deserialize_any(Numbers(self.0))
-            }
-        }
-        let mut flat = Vec::new();
-        deserializer.deserialize_any(Numbers(&mut flat))?;
-        if flat.len() > 1 << 28 { Err(D::Error::custom("too many numbers")) } else { Ok(Self(flat)) }
-    }
+/// Elements of one input and how many items they are.
+struct Input {
+    values: Values,
+    items: usize,
 }
 
 /// Parses a body. `header_len` is the value of `Inference-Header-Content-Length` if it was sent.
-pub(super) fn parse(spec: &TensorSpec, body: &[u8], header_len: Option<usize>) -> Result<Asked, String> {
+pub(super) fn parse(manifest: &Manifest, body: &[u8], header_len: Option<usize>) -> Result<Asked, String> {
     if header_len == Some(0) {
-        // A raw body: one input, no JSON at all.
-        let item = binary::read(body, datatype_name(spec.datatype))?;
-        let items = split(spec, item, None)?;
-        return Ok(Asked { id: None, items, outputs: Vec::new(), binary: true });
+        return raw(manifest, body);
     }
     let header_len = header_len.unwrap_or(body.len());
     let (json, mut rest) = body.split_at_checked(header_len).ok_or_else(|| {
@@ -120,155 +90,185 @@ pub(super) fn parse(spec: &TensorSpec, body: &[u8], header_len: Option<usize>) -
     })?;
     let document: Document =
         serde_json::from_slice(json).map_err(|e| format!("request is not valid: {e}"))?;
-    let [tensor] = document.inputs.as_slice() else {
-        return Err(format!(
-            "{} inputs were sent; the model has one, {:?}",
-            document.inputs.len(),
-            spec.name
-        ));
+    let specs: Vec<&TensorSpec> = specs(manifest).collect();
+    let mut inputs: Vec<Option<Input>> = specs.iter().map(|_| None).collect();
+    let names = || specs.iter().map(|spec| format!("{:?}", spec.name)).collect::<Vec<_>>().join(", ");
+    for tensor in document.inputs {
+        let known = specs.iter().position(|spec| spec.name == tensor.name);
+        let index = known.ok_or_else(|| {
+            format!("input {:?} is unknown; the model takes {}", tensor.name, names())
+        })?;
+        let (spec, place) = (specs[index], &mut inputs[index]);
+        if place.is_some() {
+            return Err(format!("input {:?} is there twice", spec.name));
+        }
+        *place = Some(input(manifest, spec, tensor, &mut rest)?);
+    }
+    if !rest.is_empty() {
+        return Err(format!("{} bytes are left after the last binary tensor", rest.len()));
+    }
+    let missing = specs.iter().zip(&inputs).find(|(_, input)| input.is_none());
+    if let Some((spec, _)) = missing {
+        return Err(format!("input {:?} is missing; the model takes {}", spec.name, names()));
+    }
+    let items = split(&specs, inputs.into_iter().flatten().collect())?;
+    let parameters = &document.parameters;
+    let number = |key: &str| match parameters.get(key) {
+        None => Ok(None),
+        Some(value) => {
+            value.as_u64().map(Some).ok_or_else(|| format!("parameter {key} is no whole number"))
+        }
     };
-    if tensor.name != spec.name {
-        return Err(format!("input {:?} is unknown; the model's input is {:?}", tensor.name, spec.name));
+    Ok(Asked {
+        id: document.id.filter(|id| !id.is_empty()),
+        items,
+        outputs: document.outputs.into_iter().map(output).collect::<Result<_, _>>()?,
+        binary: flag(parameters, "binary_data_output")?,
+        priority: number("priority")?.unwrap_or(0).try_into().unwrap_or(u32::MAX),
+        // Microseconds; 0 is the model's own.
+        timeout: number("timeout")?.filter(|micros| *micros > 0).map(Duration::from_micros),
+        stream: stream(parameters)?,
+    })
+}
+
+fn flag(parameters: &Map<String, Value>, key: &str) -> Result<bool, String> {
+    match parameters.get(key) {
+        None => Ok(false),
+        Some(value) => value.as_bool().ok_or_else(|| format!("parameter {key} is neither true nor false")),
     }
-    let expected = datatype_name(spec.datatype);
-    if tensor.datatype != expected {
-        return Err(format!("input {:?} has datatype {}, expected {expected}", spec.name, tensor.datatype));
+}
+
+/// The sequence extension's parameters; an id of 0 or none is no stream.
+fn stream(parameters: &Map<String, Value>) -> Result<Option<Stream>, String> {
+    let id = match parameters.get("sequence_id") {
+        None => return Ok(None),
+        Some(Value::String(id)) => id.clone(),
+        Some(Value::Number(id)) if id.is_u64() => match id.as_u64() {
+            Some(0) | None => return Ok(None),
+            Some(id) => id.to_string(),
+        },
+        Some(_) => return Err("parameter sequence_id is neither a text nor a whole number".to_owned()),
+    };
+    let (start, end) = (flag(parameters, "sequence_start")?, flag(parameters, "sequence_end")?);
+    Ok((!id.is_empty()).then_some(Stream { id, start, end }))
+}
+
+/// The inputs that clients send.
+fn specs(manifest: &Manifest) -> impl Iterator<Item = &TensorSpec> {
+    std::iter::once(&manifest.input).chain(&manifest.more_inputs)
+}
+
+/// A raw body: the one input, no JSON at all.
+fn raw(manifest: &Manifest, body: &[u8]) -> Result<Asked, String> {
+    if !manifest.more_inputs.is_empty() {
+        return Err(format!("a raw body is one input; the model takes {}", 1 + manifest.more_inputs.len()));
     }
-    let size =
-        tensor.parameters.get("binary_data_size").map(|v| v.as_u64().ok_or("binary_data_size is no number"));
-    let values = match (size.transpose()?, &tensor.data) {
+    let spec = &manifest.input;
+    let values = binary::read(body, spec.datatype)?;
+    let elements = elements(spec);
+    let items = match values.len().checked_div(elements) {
+        Some(items) if items * elements == values.len() => items,
+        _ => return Err(format!("{} elements are no whole number of {:?}", values.len(), spec.shape)),
+    };
+    let items = split(&[spec], vec![Input { values, items: batch(manifest, items)? }])?;
+    Ok(Asked { items, binary: true, ..Asked::default() })
+}
+
+fn elements(spec: &TensorSpec) -> usize {
+    farlight_inference::tensor::elements(&spec.shape).unwrap_or(usize::MAX)
+}
+
+/// One input, from JSON or from what follows it.
+fn input(manifest: &Manifest, spec: &TensorSpec, tensor: Tensor, rest: &mut &[u8]) -> Result<Input, String> {
+    let name = &spec.name;
+    let expected = spec.datatype.name();
+    if Datatype::parse(&tensor.datatype) != Some(spec.datatype) {
+        return Err(format!("input {name:?} has datatype {}, expected {expected}", tensor.datatype));
+    }
+    let size = match tensor.parameters.get("binary_data_size") {
+        None => None,
+        Some(size) => Some(size.as_u64().ok_or("binary_data_size is no number")?),
+    };
+    let values = match (size, tensor.data) {
         (Some(size), None) => {
             let size = usize::try_from(size).unwrap_or(usize::MAX);
             let (bytes, after) = rest
                 .split_at_checked(size)
                 .ok_or_else(|| format!("binary_data_size is {size}, {} bytes follow the JSON", rest.len()))?;
-            rest = after;
-            binary::read(bytes, expected)?
+            *rest = after;
+            binary::read(bytes, spec.datatype)?
         }
-        (None, Some(Flat(values))) => values.clone(),
-        (Some(_), Some(_)) => return Err("input has both data and binary_data_size".into()),
-        (None, None) => return Err("input has neither data nor binary_data_size".into()),
+        (None, Some(data)) => data.into_values(spec.datatype).map_err(|e| format!("input {name:?}: {e}"))?,
+        (Some(_), Some(_)) => return Err(format!("input {name:?} has both data and binary_data_size")),
+        (None, None) => return Err(format!("input {name:?} has neither data nor binary_data_size")),
     };
-    if !rest.is_empty() {
-        return Err(format!("{} bytes are left after the last binary tensor", rest.len()));
+    let shape = tensor.shape.as_slice();
+    let items = match (shape, manifest.batch_axis) {
+        (shape, _) if shape == spec.shape => 1,
+        ([items, rest @ ..], BatchAxis::Leading) if *rest == *spec.shape => *items,
+        (_, BatchAxis::Leading) => {
+            return Err(format!("input {name:?} has shape {shape:?}, expected [N] + {:?}", spec.shape));
+        }
+        (_, BatchAxis::None) => {
+            return Err(format!("input {name:?} has shape {shape:?}, expected {:?}", spec.shape));
+        }
+    };
+    let items = batch(manifest, items)?;
+    if values.len() != items * elements(spec) {
+        let wanted = items * elements(spec);
+        return Err(format!("input {name:?} has {} elements, its shape asks for {wanted}", values.len()));
     }
-    let items = split(spec, values, Some(&tensor.shape))?;
-    let binary = document.parameters.get("binary_data_output").and_then(Value::as_bool).unwrap_or(false);
-    let outputs = document.outputs.into_iter().map(output).collect();
-    Ok(Asked { id: document.id, items, outputs, binary })
+    Ok(Input { values, items })
 }
 
-fn output(document: OutputDocument) -> Output {
-    let number = |key: &str| document.parameters.get(key).and_then(Value::as_u64);
-    Output {
-        classification: number("classification").filter(|n| *n > 0).map(|n| n.min(1 << 16) as usize),
-        binary: document.parameters.get("binary_data").and_then(Value::as_bool),
+fn batch(manifest: &Manifest, items: usize) -> Result<usize, String> {
+    match manifest.batch_axis {
+        BatchAxis::None if items != 1 => Err("the model takes one item at a time".to_owned()),
+        _ if !(1..=MAX_BATCH).contains(&items) => {
+            Err(format!("batch of {items}; 1 to {MAX_BATCH} items are allowed"))
+        }
+        BatchAxis::Leading | BatchAxis::None => Ok(items),
+    }
+}
+
+fn output(document: OutputDocument) -> Result<Output, String> {
+    let classification = match document.parameters.get("classification") {
+        None => None,
+        Some(value) => Some(value.as_u64().ok_or("parameter classification is no whole number")?),
+    };
+    let binary = match document.parameters.contains_key("binary_data") {
+        true => Some(flag(&document.parameters, "binary_data")?),
+        false => None,
+    };
+    Ok(Output {
+        classification: classification.filter(|n| *n > 0).map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+        binary,
         name: document.name,
-    }
+    })
 }
 
-fn split(spec: &TensorSpec, values: Vec<f32>, shape: Option<&[usize]>) -> Result<Vec<Vec<f32>>, String> {
-    let elements: usize = spec.shape.iter().product();
-    let batch = match shape {
-        None => values.len() / elements.max(1),
-        Some(shape) if shape == spec.shape => 1,
-        Some([batch, rest @ ..]) if rest == spec.shape => *batch,
-        Some(shape) => {
-            return Err(format!(
-                "input {:?} has shape {shape:?}, expected [N] + {:?}",
-                spec.name, spec.shape
-            ));
-        }
+/// Takes a batch apart: each item gets its part of every input.
+fn split(specs: &[&TensorSpec], inputs: Vec<Input>) -> Result<Vec<Item>, String> {
+    let count = inputs.first().map_or(0, |input| input.items);
+    if let Some((spec, other)) = specs.iter().zip(&inputs).find(|(_, input)| input.items != count) {
+        return Err(format!("input {:?} has {} items, the first one {count}", spec.name, other.items));
+    }
+    let mut inputs = inputs.into_iter().map(|input| input.values);
+    let Some(main) = inputs.next() else { return Err("no input was sent".to_owned()) };
+    let more: Vec<Values> = inputs.collect();
+    if count == 1 {
+        return Ok(vec![Item { main, more }]);
+    }
+    let part = |values: &Values, index: usize| {
+        let size = values.len() / count.max(1);
+        values.part(index * size, size)
     };
-    if !(1..=MAX_BATCH).contains(&batch) {
-        return Err(format!("batch of {batch}; 1 to {MAX_BATCH} items are allowed"));
-    }
-    if values.len() != batch * elements {
-        return Err(format!("input has {} elements, its shape asks for {}", values.len(), batch * elements));
-    }
-    if batch == 1 {
-        return Ok(vec![values]);
-    }
-    Ok(values.chunks_exact(elements).map(<[f32]>::to_vec).collect())
-}
-
-/// The protocol's name of an element type.
-pub(super) fn datatype_name(datatype: Datatype) -> &'static str {
-    match datatype {
-        Datatype::Fp32 => "FP32",
-        Datatype::Uint8 => "UINT8",
-    }
+    let item = |index| Item {
+        main: part(&main, index),
+        more: more.iter().map(|values| part(values, index)).collect(),
+    };
+    Ok((0..count).map(item).collect())
 }
 
 #[cfg(test)]
-mod tests {
-    use farlight_release::manifest::OnViolation;
-
-    use super::*;
-
-    fn spec() -> TensorSpec {
-        TensorSpec {
-            name: "x".into(),
-            datatype: Datatype::Fp32,
-            shape: vec![2, 2],
-            min: -1.0,
-            max: 1.0,
-            on_violation: OnViolation::Flag,
-        }
-    }
-
-    fn asked(json: &str) -> Result<Asked, String> {
-        parse(&spec(), json.as_bytes(), None)
-    }
-
-    #[test]
-    fn nested_and_flat_numbers_are_the_same() {
-        for data in ["[[[1,2],[3,4]]]", "[1,2,3,4]", "[[1,2],[3,4.0]]"] {
-            let json =
-                format!(r#"{{"inputs":[{{"name":"x","shape":[1,2,2],"datatype":"FP32","data":{data}}}]}}"#);
-            assert_eq!(asked(&json).unwrap().items, [[1.0, 2.0, 3.0, 4.0]]);
-        }
-        let two = r#"{"id":"a","inputs":[{"name":"x","shape":[2,2,2],"datatype":"FP32","data":[1,2,3,4,5,6,7,null]}]}"#;
-        let two = asked(two).unwrap();
-        assert_eq!(two.items.len(), 2);
-        assert!(two.items[1][3].is_nan());
-        assert_eq!(two.id.as_deref(), Some("a"));
-    }
-
-    #[test]
-    fn binary_tensors_follow_the_json() {
-        let json = r#"{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","parameters":{"binary_data_size":16}}],"parameters":{"binary_data_output":true}}"#;
-        let mut body = json.as_bytes().to_vec();
-        body.extend([1.0_f32, 2.0, 3.0, 4.0].iter().flat_map(|v| v.to_le_bytes()));
-        let asked = parse(&spec(), &body, Some(json.len())).unwrap();
-        assert!(asked.binary && asked.items == [[1.0, 2.0, 3.0, 4.0]]);
-        assert!(parse(&spec(), &body[..body.len() - 1], Some(json.len())).is_err());
-        body.push(0);
-        assert!(parse(&spec(), &body, Some(json.len())).unwrap_err().contains("left"));
-        assert!(parse(&spec(), &body, Some(9_999)).is_err());
-        let raw: Vec<u8> = [1.0_f32; 4].iter().flat_map(|v| v.to_le_bytes()).collect();
-        assert_eq!(parse(&spec(), &raw, Some(0)).unwrap().items.len(), 1);
-    }
-
-    #[test]
-    fn what_is_wrong_is_named() {
-        for (json, part) in [
-            ("{", "not valid"),
-            (r#"{"inputs":[]}"#, "0 inputs"),
-            (r#"{"inputs":[{"name":"y","shape":[4],"datatype":"FP32","data":[]}]}"#, "\"y\""),
-            (r#"{"inputs":[{"name":"x","shape":[4],"datatype":"FP32","data":[1]}]}"#, "shape"),
-            (r#"{"inputs":[{"name":"x","shape":[1,2,2],"datatype":"INT8","data":[1]}]}"#, "datatype"),
-            (r#"{"inputs":[{"name":"x","shape":[1,2,2],"datatype":"FP32","data":[1]}]}"#, "elements"),
-            (r#"{"inputs":[{"name":"x","shape":[0,2,2],"datatype":"FP32","data":[]}]}"#, "batch of 0"),
-            (
-                r#"{"inputs":[{"name":"x","shape":[18446744073709551615,2,2],"datatype":"FP32","data":[]}]}"#,
-                "batch",
-            ),
-            (r#"{"inputs":[{"name":"x","shape":[1,2,2],"datatype":"FP32"}]}"#, "neither"),
-            (r#"{"inputs":[{"name":"x","shape":[1,2,2],"datatype":"FP32","data":["a"]}]}"#, "not valid"),
-        ] {
-            let error = asked(json).unwrap_err();
-            assert!(error.contains(part), "{json}: {error}");
-        }
-    }
-}
+mod tests;

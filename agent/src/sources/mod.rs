@@ -4,13 +4,12 @@ mod mqtt;
 mod replay;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use farlight_inference::Prediction;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::models::{InferError, Models};
+use crate::models::{Ask, InferError, Models};
 use crate::settings::Source;
 
 /// Starts every configured source.
@@ -37,7 +36,7 @@ pub fn start(sources: &[Source], models: &Arc<Models>, shutdown: &watch::Receive
 /// Asks a model and describes the answer for people and programs.
 async fn ask(models: &Models, model: &str, id: &str, raw: Vec<f32>) -> Result<Value, InferError> {
     let loaded = models.find(model, None)?;
-    let answer = models.infer(loaded, raw, id, Instant::now()).await?;
+    let answer = models.infer(loaded, raw.into(), &Ask::now(id)).await?;
     let release = &answer.loaded.slot.release;
     Ok(describe(id, &release.to_string(), &answer.loaded.manifest.labels, &answer.prediction))
 }

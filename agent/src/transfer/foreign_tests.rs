@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::SystemTime;
 
 use farlight_release::blob::describe;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 
@@ -24,6 +25,30 @@ impl Nginx {
     /// With these lines for the files; `None` where it is not installed (the full test run installs it and sets
     /// `FARLIGHT_REQUIRE_TOOLS`).
     async fn start(lines: &str) -> Option<Self> {
+        loop {
+            // A port that was free a moment ago may be somebody else's by now.
+            let nginx = Self::try_start(lines).await?;
+            if nginx.is_ours().await {
+                return Some(nginx);
+            }
+        }
+    }
+
+    /// Whether it is this one that answers on its port.
+    async fn is_ours(&self) -> bool {
+        let name = self.folder.path().file_name().unwrap().to_str().unwrap();
+        fs::write(self.folder.path().join(name), name).unwrap();
+        let Ok(mut stream) = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await else { return false };
+        let mut answer = String::new();
+        let asked = async {
+            stream.write_all(format!("GET /{name} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+            stream.read_to_string(&mut answer).await
+        };
+        let heard = tokio::time::timeout(WAIT, asked).await.is_ok_and(|read| read.is_ok());
+        heard && answer.ends_with(name)
+    }
+
+    async fn try_start(lines: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let at = folder.path().display();
@@ -32,7 +57,7 @@ impl Nginx {
             "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;\n\
              events {{}}\n\
              http {{\n\
-               log_format asked '$status|$http_range|$http_if_match|$http_if_unmodified_since';\n\
+               log_format asked '$uri|$status|$http_range|$http_if_match|$http_if_unmodified_since';\n\
                access_log {at}/access.log asked;\n\
                client_body_temp_path {at}/t1; proxy_temp_path {at}/t2; fastcgi_temp_path {at}/t3;\n\
                uwsgi_temp_path {at}/t4; scgi_temp_path {at}/t5;\n\
@@ -78,13 +103,13 @@ impl Nginx {
         let asked = |line: &str| {
             let fields: Vec<&str> = line.split('|').collect();
             Asked {
-                status: fields[0].parse().unwrap(),
-                range: field(fields[1]),
-                tag: field(fields[2]),
-                date: field(fields[3]),
+                status: fields[1].parse().unwrap(),
+                range: field(fields[2]),
+                tag: field(fields[3]),
+                date: field(fields[4]),
             }
         };
-        log.lines().map(asked).collect()
+        log.lines().filter(|line| line.starts_with("/blobs/")).map(asked).collect()
     }
 }
 

@@ -3,18 +3,21 @@
 //! signed release metadata does not vouch for.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use farlight_device::health::Policy;
 use farlight_device::pointer::{Origin, Slot};
 use farlight_device::schedule::{MAX_LOCK, MAX_PAUSE};
-use farlight_device::update::{Failure, KnownBad, Want};
+use farlight_device::update::{Failure, KnownBad, State, Want};
+use farlight_wire::codes::Code;
 use farlight_wire::desired::Action;
 use farlight_wire::report;
-use farlight_wire::{Command, Millis, ReleaseId};
+use farlight_wire::{Command, Millis, ModelName, ReleaseId};
 use tokio::sync::oneshot;
 
-use super::{Driver, steps};
+use super::{Driver, Ready, steps};
 use crate::clock;
+use crate::models::{Keep, Loaded};
 use crate::source::Source;
 
 /// Longest name of a lock's holder, in characters.
@@ -59,6 +62,27 @@ pub enum Local {
         policy: Policy,
         /// What is being installed.
         reply: oneshot::Sender<Result<Vec<ReleaseId>, Failure>>,
+    },
+    /// Take a model out of memory until it is asked for again.
+    Unload {
+        /// Which.
+        model: ModelName,
+        /// Done, or why not.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// Bring a model back to memory.
+    Load {
+        /// Which.
+        model: ModelName,
+        /// Done, or why not.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// A model that was asked for is in memory.
+    Reloaded {
+        /// It, or why not.
+        ready: Result<Arc<Loaded>, Failure>,
+        /// Who waits for it.
+        reply: oneshot::Sender<Result<(), String>>,
     },
 }
 
@@ -128,7 +152,66 @@ impl Driver {
                 }
                 let _ = reply.send(Ok(releases));
             }
+            Local::Unload { model, reply } => {
+                let _ = reply.send(self.unload(&model));
+            }
+            Local::Load { model, reply } => self.load_again(&model, reply),
+            Local::Reloaded { ready, reply } => {
+                let done = ready.map_err(|failure| failure.message).and_then(|loaded| self.reloaded(loaded));
+                let _ = reply.send(done);
+            }
         }
+    }
+
+    /// A model that is being updated stays: its update needs it.
+    fn unload(&self, name: &ModelName) -> Result<(), String> {
+        let settled = self.models.get(name).is_some_and(|model| {
+            matches!(model.machine.state(), State::Idle) && model.pointer.active.is_some()
+        });
+        if !settled {
+            return Err(format!("model {name} is not installed, or is being updated"));
+        }
+        // One that is out of memory already is unloaded, too.
+        self.parts.models.park(name.as_str());
+        tracing::info!(model = %name, "unloaded on a client's wish");
+        Ok(())
+    }
+
+    fn load_again(&self, name: &ModelName, reply: oneshot::Sender<Result<(), String>>) {
+        if self.parts.models.find(name.as_str(), None).is_ok() {
+            let _ = reply.send(Ok(()));
+            return;
+        }
+        let slot = self.models.get(name).and_then(|model| model.pointer.active.clone());
+        let Some(slot) = slot.filter(|_| !super::is_config(name)) else {
+            let _ = reply.send(Err(format!("model {name} is not installed")));
+            return;
+        };
+        let (slots, models, sender) =
+            (self.parts.slots.clone(), Arc::clone(&self.parts.models), self.sender.clone());
+        tokio::spawn(async move {
+            let loaded = tokio::task::spawn_blocking(move || steps::load(&slots, &slot, &models)).await;
+            let ready = match loaded {
+                Ok(Ok(Ready::Model(loaded))) => Ok(loaded),
+                Ok(Ok(Ready::Config(_))) => return,
+                Ok(Err(failure)) => Err(failure),
+                Err(error) => Err(Failure::new(Code::SelfTestCrashed, error.to_string())),
+            };
+            let _ = sender.send(super::Input::Local(Local::Reloaded { ready, reply })).await;
+        });
+    }
+
+    /// Puts a model in front again, unless something else is to run by now.
+    fn reloaded(&self, loaded: Arc<Loaded>) -> Result<(), String> {
+        let name = &loaded.slot.release.model;
+        let active = self.models.get(name).and_then(|model| model.pointer.active.as_ref());
+        if active != Some(&loaded.slot) {
+            return Err(format!("{} was replaced meanwhile", loaded.slot.release));
+        }
+        if self.parts.models.find(name.as_str(), None).is_err() {
+            self.parts.models.activate(loaded, Keep::Nothing);
+        }
+        Ok(())
     }
 
     fn lock(&mut self, holder: String, duration: Millis) -> Result<Millis, Refused> {

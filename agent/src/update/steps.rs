@@ -245,7 +245,8 @@ pub(super) fn load(slots: &Slots, slot: &Slot, models: &Models) -> Result<Ready,
             Ok(Ready::Config(ConfigSlot { slot: slot.clone(), runtime: (*config).into_inner().runtime }))
         }
         Opened::Model(whole) => {
-            let loaded = Loaded::new(slot.clone(), &whole.manifest, &whole.model, models.scheduling());
+            let scheduling = models.scheduling(slot.release.model.as_str());
+            let loaded = Loaded::new(slot.clone(), &whole.manifest, &whole.model, scheduling);
             loaded
                 .map(|loaded| Ready::Model(Arc::new(loaded)))
                 .map_err(|error| Failure::new(error.code(), error.to_string()))

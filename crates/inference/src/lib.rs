@@ -6,8 +6,12 @@ mod contract;
 mod engine;
 pub mod golden;
 mod pipeline;
+mod prediction;
 pub mod profile;
 mod steps;
+pub mod tensor;
 
-pub use engine::EngineError;
-pub use pipeline::{LoadError, Pipeline, Prediction, RunError, Worker};
+pub use engine::{EngineError, Port};
+pub use pipeline::{Item, LoadError, Options, Pipeline, RunError, State, Worker};
+pub use prediction::Prediction;
+pub use tensor::{Named, Tensor, Values};

@@ -1,11 +1,13 @@
-//! The pipeline: a loaded release and the workers that run it.
+//! The pipeline: a loaded release and the workers that run it, one item at a time or several at once.
 
 use std::sync::Arc;
 
-use farlight_release::manifest::{Manifest, PreStep, Task};
+use farlight_release::manifest::{BatchAxis, Manifest, PreStep, Task, TensorSpec};
 use farlight_wire::codes::Code;
 
-use crate::engine::{Engine, EngineError, EngineState};
+use crate::engine::{self, Batch, Engine, EngineError, Port};
+use crate::prediction::Prediction;
+use crate::tensor::{Named, Tensor, Values, elements};
 use crate::{contract, steps};
 
 /// Largest input in elements (a 4-channel 2048 × 2048 image): bounds what a manifest can make a device
@@ -49,6 +51,9 @@ pub enum RunError {
         /// Elements of the shape.
         expected: usize,
     },
+    /// Other inputs than the manifest names, or of another type.
+    #[error("{0}")]
+    Inputs(String),
     /// The input breaks the data contract, and the contract says to refuse.
     #[error("{violations} input elements break the data contract (not finite, or outside {min} to {max})")]
     Contract {
@@ -64,45 +69,60 @@ pub enum RunError {
     Engine(#[from] EngineError),
 }
 
-/// The answer to one input.
+/// One item as an application sends it: shapes without the batch.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Prediction {
-    /// Outputs after postprocessing: probabilities for a classification.
-    pub outputs: Vec<f32>,
-    /// Best class; `None` when abstained, when outputs are not finite, or for a regression.
-    pub class: Option<usize>,
-    /// Index of the highest output, whether or not it abstained; 0 when there is none.
-    pub top: usize,
-    /// Highest output (0 when outputs are not finite).
-    pub score: f32,
-    /// Highest minus second highest output; 1 with a single output.
-    pub margin: f32,
-    /// Whether any output is NaN or infinite.
-    pub non_finite: bool,
-    /// Whether the score was under the abstain threshold.
-    pub abstained: bool,
-    /// Input elements that broke the contract.
-    pub violations: u32,
+pub struct Item {
+    /// Elements of the main input.
+    pub main: Values,
+    /// Elements of the other inputs, in the manifest's order.
+    pub more: Vec<Values>,
 }
 
-impl Prediction {
-    /// Withholds the class when the score is below `threshold`, and gives it when it is not, whatever the
-    /// manifest's own threshold is. Outputs that are not finite have no class in any case.
-    pub fn abstain_below(&mut self, threshold: f32) {
-        if self.non_finite || (self.class.is_none() && !self.abstained) {
-            return;
-        }
-        self.abstained = self.score < threshold;
-        self.class = (!self.abstained).then_some(self.top);
+impl From<Vec<f32>> for Item {
+    fn from(raw: Vec<f32>) -> Self {
+        Self { main: Values::Fp32(raw), more: Vec::new() }
     }
+}
+
+/// What a stream hands from one call to the next, in the manifest's order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State(Vec<Tensor>);
+
+impl State {
+    /// Bytes that it takes, without the strings that states never hold.
+    pub fn bytes(&self) -> usize {
+        let bytes = |t: &Tensor| t.values.len() * t.values.datatype().size().unwrap_or(0);
+        self.0.iter().map(bytes).sum()
+    }
+}
+
+/// Where an input of the graph comes from.
+#[derive(Debug, Clone, Copy)]
+enum Feed {
+    Main,
+    More(usize),
+    State(usize),
 }
 
 /// A loaded release. Cheap to clone: workers share the plan and its weights.
 #[derive(Clone)]
 pub struct Pipeline {
-    engine: Engine,
+    engine: Arc<dyn Engine>,
+    /// The same graph for several items at once.
+    batched: Option<Arc<dyn Engine>>,
     manifest: Arc<Manifest>,
+    /// Where each input of the graph comes from.
+    feeds: Arc<[Feed]>,
+    /// Which state each output of the graph becomes; `None` for those that are answers.
+    fates: Arc<[Option<usize>]>,
     elements: usize,
+}
+
+/// How a pipeline is loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Whether several items can be run at once.
+    pub batches: bool,
 }
 
 impl Pipeline {
@@ -111,36 +131,32 @@ impl Pipeline {
     /// # Errors
     /// [`LoadError`] naming the manifest field that does not fit, or the engine's reason.
     pub fn load(manifest: &Manifest, onnx: &[u8]) -> Result<Self, LoadError> {
-        let shape = &manifest.input.shape;
-        let field = |field, problem: String| LoadError::Manifest { field, problem };
-        let elements = shape
+        Self::load_with(manifest, onnx, Options::default())
+    }
+
+    /// As [`Pipeline::load`], with options.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming the manifest field that does not fit, or the engine's reason.
+    pub fn load_with(manifest: &Manifest, onnx: &[u8], options: Options) -> Result<Self, LoadError> {
+        let elements = check(manifest)?;
+        let wanted = wanted(manifest);
+        let engine: Arc<dyn Engine> = engine::load(onnx, &wanted, Batch::Fixed)?.into();
+        let feeds: Arc<[Feed]> = engine.inputs().iter().filter_map(|port| feed(manifest, port)).collect();
+        let fates: Vec<Option<usize>> = engine
+            .outputs()
             .iter()
-            .try_fold(1_usize, |n, dim| n.checked_mul(*dim))
-            .filter(|n| (1..=MAX_INPUT_ELEMENTS).contains(n))
-            .ok_or_else(|| {
-                field("input.shape", format!("{shape:?} has no elements or more than {MAX_INPUT_ELEMENTS}"))
-            })?;
-        for step in &manifest.pre {
-            if let PreStep::Normalise { axis, mean, std } = step {
-                let channels = shape
-                    .get(*axis)
-                    .copied()
-                    .ok_or_else(|| field("pre.axis", format!("{axis} is not an axis of {shape:?}")))?;
-                if mean.len() != channels || std.len() != channels {
-                    return Err(field("pre.mean", format!("need {channels} means and deviations")));
-                }
-            }
-        }
-        for feature in &manifest.profile.features {
-            if shape.first().is_none_or(|channels| feature.channel >= *channels) {
-                return Err(field(
-                    "profile.features.channel",
-                    format!("{} is not a channel", feature.channel),
-                ));
-            }
-        }
-        let engine = Engine::load(onnx, &manifest.input.name, shape)?;
-        Ok(Self { engine, manifest: Arc::new(manifest.clone()), elements })
+            .map(|port| manifest.states.iter().position(|state| state.output == port.name))
+            .collect();
+        check_ports(manifest, &*engine, &fates)?;
+        let can_batch =
+            options.batches && manifest.states.is_empty() && manifest.batch_axis == BatchAxis::Leading;
+        let batched = match can_batch {
+            true => Some(engine::load(onnx, &wanted, Batch::Any)?.into()),
+            false => None,
+        };
+        let (manifest, fates) = (Arc::new(manifest.clone()), fates.into());
+        Ok(Self { engine, batched, manifest, feeds, fates, elements })
     }
 
     /// The manifest it was loaded under.
@@ -148,9 +164,31 @@ impl Pipeline {
         &self.manifest
     }
 
-    /// Elements of one input.
+    /// The engine that runs it, for people: `tract`.
+    pub fn engine(&self) -> &'static str {
+        self.engine.name()
+    }
+
+    /// The outputs of the graph that are answers.
+    pub fn outputs(&self) -> impl Iterator<Item = &Port> {
+        self.engine.outputs().iter().zip(&*self.fates).filter(|(_, fate)| fate.is_none()).map(|(port, _)| port)
+    }
+
+    /// Whether several items can be run at once.
+    pub fn batches(&self) -> bool {
+        self.batched.is_some()
+    }
+
+    /// Elements of one main input.
     pub fn elements(&self) -> usize {
         self.elements
+    }
+
+    /// What a stream begins with; `None` for a model without state.
+    pub fn state(&self) -> Option<State> {
+        let states = &self.manifest.states;
+        let zeros = || states.iter().map(|state| Tensor::zeros(state.datatype, &state.shape)).collect();
+        (!states.is_empty()).then(|| State(zeros()))
     }
 
     /// The tensor that the engine sees for one raw input, after contract and preprocessing: what a
@@ -159,109 +197,334 @@ impl Pipeline {
     /// # Errors
     /// [`RunError`] for a wrong length or a refused contract violation.
     pub fn prepare(&self, raw: &[f32]) -> Result<Vec<f32>, RunError> {
-        let mut input = Vec::with_capacity(self.elements);
-        prepare(&self.manifest, self.elements, raw, &mut input)?;
+        let mut input = raw.to_vec();
+        self.prepare_in_place(&mut input)?;
         Ok(input)
     }
 
-    /// A worker with a state of its own.
+    /// A worker with buffers of its own.
     ///
     /// # Errors
-    /// [`LoadError::Engine`] when the engine cannot make a state.
+    /// [`LoadError::Engine`] when the engine cannot make one.
     pub fn worker(&self) -> Result<Worker, LoadError> {
-        Ok(Worker {
-            state: self.engine.state()?,
-            manifest: Arc::clone(&self.manifest),
-            elements: self.elements,
-            input: Vec::with_capacity(self.elements),
-        })
+        Ok(Worker { pipeline: self.clone(), buffer: Vec::with_capacity(self.elements) })
+    }
+
+    /// Contract and preprocessing; how many elements broke the contract.
+    fn prepare_in_place(&self, input: &mut Vec<f32>) -> Result<u32, RunError> {
+        if input.len() != self.elements {
+            return Err(RunError::Length { got: input.len(), expected: self.elements });
+        }
+        let spec = &self.manifest.input;
+        let violations = contract::check(spec, input);
+        obey(spec, violations)?;
+        steps::preprocess(&self.manifest.pre, &spec.shape, input);
+        Ok(violations)
+    }
+
+    /// The main input as the engine takes it, and how many elements broke the contract. `buffer` is given back by
+    /// [`Pipeline::recycle`].
+    fn main(&self, port: &Port, main: &Values, buffer: &mut Vec<f32>) -> Result<(Values, u32), RunError> {
+        let spec = &self.manifest.input;
+        if main.len() != self.elements {
+            return Err(RunError::Length { got: main.len(), expected: self.elements });
+        }
+        // Without steps there is no need to go through single precision, which cannot hold every integer.
+        if self.manifest.pre.is_empty() && main.datatype() == port.datatype && port.datatype != FP32 {
+            let violations = contract::count(spec, main);
+            obey(spec, violations)?;
+            return Ok((main.clone(), violations));
+        }
+        let mut input = std::mem::take(buffer);
+        input.clear();
+        let floats = main.to_f32().ok_or_else(|| RunError::Inputs(format!("{:?} takes numbers", spec.name)))?;
+        input.extend_from_slice(&floats);
+        let violations = self.prepare_in_place(&mut input)?;
+        if port.datatype == FP32 {
+            return Ok((Values::Fp32(input), violations));
+        }
+        let values = Values::from_f32(port.datatype, &input);
+        *buffer = input;
+        let values = values.ok_or_else(|| RunError::Inputs(format!("{:?} takes text", spec.name)))?;
+        Ok((values, violations))
+    }
+
+    /// One of the other inputs; how many elements broke the contract.
+    fn more(&self, index: usize, item: &Item) -> Result<(Values, u32), RunError> {
+        let wrong = || RunError::Inputs(format!("the model takes {} inputs", 1 + self.manifest.more_inputs.len()));
+        let spec = self.manifest.more_inputs.get(index).ok_or_else(wrong)?;
+        let values = item.more.get(index).ok_or_else(wrong)?;
+        if values.datatype() != spec.datatype {
+            let (name, wanted, got) = (&spec.name, spec.datatype.name(), values.datatype().name());
+            return Err(RunError::Inputs(format!("input {name:?} is {got}, the model takes {wanted}")));
+        }
+        let expected = elements(&spec.shape).unwrap_or(0);
+        if values.len() != expected {
+            return Err(RunError::Length { got: values.len(), expected });
+        }
+        let violations = contract::count(spec, values);
+        obey(spec, violations)?;
+        Ok((values.clone(), violations))
+    }
+
+    /// The tensors of one item in the order of the graph's inputs.
+    fn tensors(
+        &self,
+        item: &Item,
+        state: Option<&State>,
+        buffer: &mut Vec<f32>,
+    ) -> Result<(Vec<Tensor>, u32), RunError> {
+        let mut violations = 0_u32;
+        let mut tensors = Vec::with_capacity(self.feeds.len());
+        for (feed, port) in self.feeds.iter().zip(self.engine.inputs()) {
+            let shape = port.shape.iter().map(|size| size.unwrap_or(1)).collect();
+            let (values, broken) = match feed {
+                Feed::Main => self.main(port, &item.main, buffer)?,
+                Feed::More(index) => self.more(*index, item)?,
+                Feed::State(index) => {
+                    let missing = || RunError::Inputs("the model has a state, the request none".to_owned());
+                    tensors.push(state.and_then(|state| state.0.get(*index)).ok_or_else(missing)?.clone());
+                    continue;
+                }
+            };
+            violations = violations.saturating_add(broken);
+            tensors.push(Tensor { shape, values });
+        }
+        Ok((tensors, violations))
+    }
+
+    /// What the graph's outputs say, without those that are states.
+    fn judge(&self, outputs: impl Iterator<Item = Tensor>, violations: u32) -> Result<Prediction, RunError> {
+        let manifest = &*self.manifest;
+        let answers = || outputs.zip(self.outputs());
+        if manifest.task == Task::Tensors {
+            let named = answers().map(|(tensor, port)| Named { name: port.name.clone(), tensor }).collect();
+            return Ok(Prediction::of_tensors(named, violations));
+        }
+        let scores = answers().next().map(|(tensor, _)| match tensor.values {
+            Values::Fp32(values) => values,
+            other => other.to_f32().map(|values| values.into_owned()).unwrap_or_default(),
+        });
+        let mut scores = scores.unwrap_or_default();
+        let threshold = steps::postprocess(&manifest.post, &mut scores);
+        Ok(Prediction::of_scores(manifest.task, scores, threshold, violations))
     }
 }
 
+const FP32: farlight_release::manifest::Datatype = farlight_release::manifest::Datatype::Fp32;
+
 /// Runs one request after another; buffers are reused.
 pub struct Worker {
-    state: EngineState,
-    manifest: Arc<Manifest>,
-    elements: usize,
-    input: Vec<f32>,
+    pipeline: Pipeline,
+    buffer: Vec<f32>,
 }
 
 impl Worker {
     /// The manifest it runs under.
     pub fn manifest(&self) -> &Arc<Manifest> {
-        &self.manifest
+        &self.pipeline.manifest
     }
 
-    /// Answers one input of the manifest's shape, row-major, as the application sent it.
+    /// Answers one main input of the manifest's shape, row-major, as the application sent it, on a stream that
+    /// begins here.
     ///
     /// # Errors
     /// [`RunError`] for a wrong length, a refused contract violation, or an engine failure.
     pub fn run(&mut self, raw: &[f32]) -> Result<Prediction, RunError> {
-        let manifest = &*self.manifest;
-        let violations = prepare(manifest, self.elements, raw, &mut self.input)?;
-        let mut outputs = Vec::new();
-        self.state.run(&self.input, &mut outputs)?;
-        let threshold = steps::postprocess(&manifest.post, &mut outputs);
-        Ok(judge(manifest.task, outputs, threshold, violations))
+        self.answer(&raw.to_vec().into(), self.pipeline.state().as_mut(), || {})
+    }
+
+    /// Answers one item. `state` is what its stream left after the call before, and becomes what this one leaves; it
+    /// stays as it was when the call fails. `mark` is called when preprocessing is done, and again when the engine is.
+    ///
+    /// # Errors
+    /// [`RunError`] for wrong inputs, a refused contract violation, or an engine failure.
+    pub fn answer(
+        &mut self,
+        item: &Item,
+        state: Option<&mut State>,
+        mut mark: impl FnMut(),
+    ) -> Result<Prediction, RunError> {
+        let pipeline = &self.pipeline;
+        let (mut tensors, violations) = pipeline.tensors(item, state.as_deref(), &mut self.buffer)?;
+        mark();
+        let outputs = pipeline.engine.run(&tensors.iter().collect::<Vec<_>>());
+        mark();
+        if let Some(index) = pipeline.feeds.iter().position(|feed| matches!(feed, Feed::Main))
+            && let Some(Values::Fp32(buffer)) = tensors.get_mut(index).map(|tensor| &mut tensor.values)
+        {
+            self.buffer = std::mem::take(buffer);
+        }
+        let mut answers = Vec::new();
+        let mut next = state.as_deref().cloned();
+        for (output, fate) in outputs?.into_iter().zip(&*pipeline.fates) {
+            match (fate, &mut next) {
+                (None, _) => answers.push(output),
+                (Some(index), Some(State(states))) => {
+                    if let Some(state) = states.get_mut(*index) {
+                        if state.shape != output.shape || state.values.datatype() != output.values.datatype() {
+                            let text = format!("a state came back as {:?}, not {:?}", output.shape, state.shape);
+                            return Err(EngineError::Run(text).into());
+                        }
+                        *state = output;
+                    }
+                }
+                (Some(_), None) => {}
+            }
+        }
+        let prediction = pipeline.judge(answers.into_iter(), violations)?;
+        if let (Some(state), Some(next)) = (state, next) {
+            *state = next;
+        }
+        Ok(prediction)
+    }
+
+    /// Answers several items at once where the pipeline batches, else one after the other. One that is refused does
+    /// not keep the others from their answers. `mark` as in [`Worker::answer`].
+    pub fn answer_all(&mut self, items: &[&Item], mut mark: impl FnMut()) -> Vec<Result<Prediction, RunError>> {
+        let pipeline = self.pipeline.clone();
+        let Some(engine) = pipeline.batched.as_deref().filter(|_| items.len() > 1) else {
+            return items.iter().map(|item| self.answer(item, pipeline.state().as_mut(), &mut mark)).collect();
+        };
+        let ready: Vec<_> = items.iter().map(|item| pipeline.tensors(item, None, &mut self.buffer)).collect();
+        let violations: Vec<u32> = ready.iter().flatten().map(|(_, violations)| *violations).collect();
+        let stacked = stack(ready.iter().flatten().map(|(tensors, _)| tensors));
+        mark();
+        let outputs = stacked.map(|stacked| engine.run(&stacked.iter().collect::<Vec<_>>()));
+        mark();
+        let outputs = outputs.unwrap_or_else(|| Ok(Vec::new())).map_err(RunError::from);
+        let apart = outputs.and_then(|outputs| unstack(&outputs, violations.len()));
+        let answers = apart.and_then(|items| {
+            let judged = items.into_iter().zip(violations);
+            judged.map(|(outputs, n)| pipeline.judge(outputs.into_iter(), n)).collect::<Result<Vec<_>, _>>()
+        });
+        match answers {
+            Ok(answers) => {
+                let mut answers = answers.into_iter();
+                let lost = || EngineError::Run("an answer is missing".to_owned()).into();
+                let one = |ready: Result<_, _>| ready.and_then(|_| answers.next().ok_or_else(lost));
+                ready.into_iter().map(one).collect()
+            }
+            Err(error) => ready.into_iter().map(|ready| ready.and(Err(error.clone()))).collect(),
+        }
     }
 }
 
-/// Puts the engine's input for `raw` into `input` and says how many elements broke the contract.
-fn prepare(manifest: &Manifest, elements: usize, raw: &[f32], input: &mut Vec<f32>) -> Result<u32, RunError> {
-    if raw.len() != elements {
-        return Err(RunError::Length { got: raw.len(), expected: elements });
-    }
-    input.clear();
-    input.extend_from_slice(raw);
-    let violations = contract::check(&manifest.input, input);
-    if contract::refuses(&manifest.input, violations) {
-        let (min, max) = (manifest.input.min, manifest.input.max);
-        return Err(RunError::Contract { violations, min, max });
-    }
-    steps::preprocess(&manifest.pre, &manifest.input.shape, input);
-    Ok(violations)
-}
-
-fn judge(task: Task, outputs: Vec<f32>, threshold: Option<f32>, violations: u32) -> Prediction {
-    let non_finite = outputs.is_empty() || outputs.iter().any(|v| !v.is_finite());
-    let (mut top, mut best, mut second) = (0, f32::NEG_INFINITY, f32::NEG_INFINITY);
-    if !non_finite {
-        for (index, value) in outputs.iter().enumerate() {
-            if *value > best {
-                (top, second, best) = (index, best, *value);
-            } else if *value > second {
-                second = *value;
+/// Puts the tensors of several items behind one another along the first axis.
+fn stack<'a>(mut items: impl Iterator<Item = &'a Vec<Tensor>>) -> Option<Vec<Tensor>> {
+    let mut stacked = items.next()?.clone();
+    for item in items {
+        for (all, one) in stacked.iter_mut().zip(item) {
+            all.values.append(&one.values);
+            if let (Some(all), Some(one)) = (all.shape.first_mut(), one.shape.first()) {
+                *all += one;
             }
         }
     }
-    let score = if non_finite { 0.0 } else { best };
-    let margin = if non_finite {
-        0.0
-    } else if second.is_finite() {
-        best - second
-    } else {
-        1.0
-    };
-    let abstained = !non_finite && threshold.is_some_and(|t| score < t);
-    let class = (task == Task::Classification && !non_finite && !abstained).then_some(top);
-    Prediction { outputs, class, top, score, margin, non_finite, abstained, violations }
+    Some(stacked)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Takes the outputs of `count` items apart along the first axis.
+fn unstack(outputs: &[Tensor], count: usize) -> Result<Vec<Vec<Tensor>>, RunError> {
+    let mut items = vec![Vec::with_capacity(outputs.len()); count];
+    for output in outputs {
+        if output.shape.first() != Some(&count) {
+            let text = format!("{count} items were answered with shape {:?}", output.shape);
+            return Err(EngineError::Run(text).into());
+        }
+        let size = output.values.len() / count.max(1);
+        for (index, item) in items.iter_mut().enumerate() {
+            let mut shape = output.shape.clone();
+            shape[0] = 1;
+            item.push(Tensor { shape, values: output.values.part(index * size, size) });
+        }
+    }
+    Ok(items)
+}
 
-    #[test]
-    fn judging_is_right_at_the_edges() {
-        let p = judge(Task::Classification, vec![], None, 0);
-        assert!(p.non_finite && p.class.is_none() && p.margin == 0.0);
-        let p = judge(Task::Classification, vec![1.0], None, 0);
-        assert_eq!((p.class, p.score, p.margin), (Some(0), 1.0, 1.0));
-        let p = judge(Task::Classification, vec![0.2, f32::NAN], None, 0);
-        assert!(p.non_finite && p.class.is_none());
-        let p = judge(Task::Classification, vec![0.4, 0.6], Some(0.7), 0);
-        assert!(p.abstained && p.class.is_none() && p.top == 1);
-        let p = judge(Task::Regression, vec![0.4, 0.6], None, 0);
-        assert_eq!(p.class, None);
+/// Refuses an input that broke its contract where the contract says so.
+fn obey(spec: &TensorSpec, violations: u32) -> Result<(), RunError> {
+    match contract::refuses(spec, violations) {
+        true => Err(RunError::Contract { violations, min: spec.min, max: spec.max }),
+        false => Ok(()),
+    }
+}
+
+/// Names and shapes (batch included) of what the graph is to take.
+fn wanted(manifest: &Manifest) -> Vec<(&str, Vec<usize>)> {
+    let batched = |shape: &[usize]| match manifest.batch_axis {
+        BatchAxis::Leading => std::iter::once(1).chain(shape.iter().copied()).collect(),
+        BatchAxis::None => shape.to_vec(),
+    };
+    let inputs = std::iter::once(&manifest.input).chain(&manifest.more_inputs);
+    let inputs = inputs.map(|spec| (spec.name.as_str(), batched(&spec.shape)));
+    inputs.chain(manifest.states.iter().map(|state| (state.input.as_str(), state.shape.clone()))).collect()
+}
+
+fn feed(manifest: &Manifest, port: &Port) -> Option<Feed> {
+    if manifest.input.name == port.name {
+        return Some(Feed::Main);
+    }
+    let more = manifest.more_inputs.iter().position(|spec| spec.name == port.name).map(Feed::More);
+    more.or_else(|| manifest.states.iter().position(|state| state.input == port.name).map(Feed::State))
+}
+
+/// Whether shapes, steps and profile of a manifest fit together; the elements of a main input.
+fn check(manifest: &Manifest) -> Result<usize, LoadError> {
+    let shape = &manifest.input.shape;
+    let field = |field, problem: String| LoadError::Manifest { field, problem };
+    let elements = elements(shape)
+        .filter(|n| (1..=MAX_INPUT_ELEMENTS).contains(n))
+        .ok_or_else(|| {
+            field("input.shape", format!("{shape:?} has no elements or more than {MAX_INPUT_ELEMENTS}"))
+        })?;
+    for step in &manifest.pre {
+        if let PreStep::Normalise { axis, mean, std } = step {
+            let channels = shape
+                .get(*axis)
+                .copied()
+                .ok_or_else(|| field("pre.axis", format!("{axis} is not an axis of {shape:?}")))?;
+            if mean.len() != channels || std.len() != channels {
+                return Err(field("pre.mean", format!("need {channels} means and deviations")));
+            }
+        }
+    }
+    for feature in &manifest.profile.features {
+        if shape.first().is_none_or(|channels| feature.channel >= *channels) {
+            return Err(field("profile.features.channel", format!("{} is not a channel", feature.channel)));
+        }
+    }
+    Ok(elements)
+}
+
+/// Whether the graph's types are what the manifest says.
+fn check_ports(manifest: &Manifest, engine: &dyn Engine, fates: &[Option<usize>]) -> Result<(), LoadError> {
+    let field = |field, problem: String| LoadError::Manifest { field, problem };
+    for port in engine.inputs() {
+        let name = |datatype| port.datatype != datatype;
+        let more = manifest.more_inputs.iter().find(|spec| spec.name == port.name);
+        if let Some(spec) = more.filter(|spec| name(spec.datatype)) {
+            let problem = format!("{:?} is {}, not {}", port.name, port.datatype.name(), spec.datatype.name());
+            return Err(field("more_inputs.datatype", problem));
+        }
+        let state = manifest.states.iter().find(|state| state.input == port.name);
+        if let Some(state) = state.filter(|state| name(state.datatype)) {
+            let problem = format!("{:?} is {}, not {}", port.name, port.datatype.name(), state.datatype.name());
+            return Err(field("states.datatype", problem));
+        }
+    }
+    for state in &manifest.states {
+        if !engine.outputs().iter().any(|port| port.name == state.output) {
+            return Err(field("states.output", format!("the graph has no output {:?}", state.output)));
+        }
+    }
+    let answers = fates.iter().filter(|fate| fate.is_none()).count();
+    match manifest.task {
+        Task::Classification | Task::Regression if answers != 1 => {
+            let problem = format!("the graph has {answers} outputs; with more than one the task is `tensors`");
+            Err(field("task", problem))
+        }
+        Task::Tensors if answers == 0 => Err(field("task", "the graph has no output".to_owned())),
+        Task::Classification | Task::Regression | Task::Tensors => Ok(()),
     }
 }

@@ -29,8 +29,18 @@ pub struct Manifest {
     pub release: ReleaseId,
     /// What the model does.
     pub task: Task,
-    /// The one input of the model as an application sends it, with its data contract.
+    /// The main input of the model as an application sends it, with its data contract: the one that steps, drift
+    /// profile and cases are about.
     pub input: TensorSpec,
+    /// The other inputs that an application sends. They reach the model as they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_inputs: Vec<TensorSpec>,
+    /// What the model hands from one call to the next of the same stream.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub states: Vec<StateSpec>,
+    /// Whether the graph's inputs and outputs have a batch axis.
+    #[serde(default, skip_serializing_if = "BatchAxis::is_leading")]
+    pub batch_axis: BatchAxis,
     /// Steps from the request's tensor to the engine's input, in order.
     pub pre: Vec<PreStep>,
     /// Steps from the engine's output to the answer, in order.
@@ -71,16 +81,125 @@ pub enum Task {
     Classification,
     /// Numbers; output is `[outputs]`.
     Regression,
+    /// Whatever the graph's outputs are, under their own names.
+    Tensors,
 }
 
-/// Element types on the application's side (Open Inference Protocol names).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Whether a graph's inputs and outputs have a batch axis.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BatchAxis {
+    /// The first axis is the batch; shapes in the manifest leave it out.
+    #[default]
+    Leading,
+    /// There is none: shapes are the graph's own, and each request is one item.
+    None,
+}
+
+impl BatchAxis {
+    fn is_leading(&self) -> bool {
+        *self == Self::Leading
+    }
+}
+
+/// A tensor that the model hands from one call to the next of the same stream. It begins as zeros.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateSpec {
+    /// Name of the graph's input.
+    pub input: String,
+    /// Name of the graph's output that becomes the next call's input.
+    pub output: String,
+    /// Element type, one of floating point numbers or integers.
+    pub datatype: Datatype,
+    /// The graph's own shape, batch included, for example `[2, 1, 128]`.
+    pub shape: Vec<usize>,
+}
+
+/// Element types, by their names in the Open Inference Protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Datatype {
-    /// 32-bit float.
-    Fp32,
-    /// Unsigned byte.
+    /// Truth value, one byte.
+    Bool,
+    /// Unsigned, 8 bits.
     Uint8,
+    /// Unsigned, 16 bits.
+    Uint16,
+    /// Unsigned, 32 bits.
+    Uint32,
+    /// Unsigned, 64 bits.
+    Uint64,
+    /// Signed, 8 bits.
+    Int8,
+    /// Signed, 16 bits.
+    Int16,
+    /// Signed, 32 bits.
+    Int32,
+    /// Signed, 64 bits.
+    Int64,
+    /// IEEE 754 half precision.
+    Fp16,
+    /// IEEE 754 single precision.
+    Fp32,
+    /// IEEE 754 double precision.
+    Fp64,
+    /// Byte strings of any length, text in UTF-8 for models.
+    Bytes,
+}
+
+impl Datatype {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Bool,
+        Self::Uint8,
+        Self::Uint16,
+        Self::Uint32,
+        Self::Uint64,
+        Self::Int8,
+        Self::Int16,
+        Self::Int32,
+        Self::Int64,
+        Self::Fp16,
+        Self::Fp32,
+        Self::Fp64,
+        Self::Bytes,
+    ];
+
+    /// The protocol's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bool => "BOOL",
+            Self::Uint8 => "UINT8",
+            Self::Uint16 => "UINT16",
+            Self::Uint32 => "UINT32",
+            Self::Uint64 => "UINT64",
+            Self::Int8 => "INT8",
+            Self::Int16 => "INT16",
+            Self::Int32 => "INT32",
+            Self::Int64 => "INT64",
+            Self::Fp16 => "FP16",
+            Self::Fp32 => "FP32",
+            Self::Fp64 => "FP64",
+            Self::Bytes => "BYTES",
+        }
+    }
+
+    /// The inverse of [`Datatype::name`].
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|datatype| datatype.name() == name)
+    }
+
+    /// Bytes of one element; `None` where elements differ.
+    pub fn size(self) -> Option<usize> {
+        match self {
+            Self::Bool | Self::Uint8 | Self::Int8 => Some(1),
+            Self::Uint16 | Self::Int16 | Self::Fp16 => Some(2),
+            Self::Uint32 | Self::Int32 | Self::Fp32 => Some(4),
+            Self::Uint64 | Self::Int64 | Self::Fp64 => Some(8),
+            Self::Bytes => None,
+        }
+    }
 }
 
 /// A tensor and its data contract.

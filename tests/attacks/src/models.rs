@@ -1,7 +1,7 @@
 //! The models of the fixtures: a tiny honest one and hostile ones, each with its manifest.
 
 use anyhow::Context;
-use farlight_inference::{Pipeline, golden};
+use farlight_inference::{Item, Pipeline, golden};
 use farlight_onnx::builder::{GraphBuilder, int};
 use farlight_onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, attribute_proto::AttributeType,
@@ -59,11 +59,10 @@ pub fn honest(seed: f32) -> anyhow::Result<Parts> {
         .node("MatMul", &["flattened", "w"], &["y"], &[])
         .finish()?;
     let onnx = model.to_bytes();
-    let inputs: Vec<Vec<f32>> =
-        (0..4).map(|row| (0..ELEMENTS).map(|n| ((row * 5 + n) as f32).sin()).collect()).collect();
+    let input = |row: usize| (0..ELEMENTS).map(|n| ((row * 5 + n) as f32).sin()).collect::<Vec<f32>>();
+    let inputs: Vec<Vec<Item>> = (0..4).map(|row| vec![input(row).into()]).collect();
     let manifest = manifest("m/0.0.0", &onnx, b"none", &json!({}))?;
-    let mut worker = Pipeline::load(&manifest, &onnx)?.worker()?;
-    let golden = golden::encode(&golden::build(&mut worker, &inputs)?)?;
+    let golden = golden::encode(&golden::build(&Pipeline::load(&manifest, &onnx)?, &inputs)?)?;
     Ok(Parts { onnx, golden })
 }
 

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use farlight_agent::clock::{self, Zone};
 use farlight_agent::fetch::Repository;
 use farlight_agent::journal::Journal;
-use farlight_agent::models::{Models, Scheduling};
+use farlight_agent::models::Models;
 use farlight_agent::recorder::{self, Plan};
 use farlight_agent::runtime::Runtime;
 use farlight_agent::slots::Slots;
@@ -152,8 +152,8 @@ impl Device {
             committed,
         )
         .unwrap();
-        let scheduling = Scheduling { workers: 1, queue: 4, max_wait: Duration::from_secs(1) };
-        let models = Arc::new(Models::new(scheduling, recording.recorder.clone(), runtime.clone()));
+        let plan = farlight_agent::settings::Inference::default().plan(1);
+        let models = Arc::new(Models::new(plan, recording.recorder.clone(), runtime.clone()));
         let limits = Limits {
             max_bytes_per_second: 0,
             stall: Duration::from_secs(1),

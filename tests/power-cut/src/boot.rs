@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use anyhow::Context;
 use farlight_agent::identity::Identity;
-use farlight_agent::models::Models;
+use farlight_agent::models::{Ask, Models};
 use farlight_agent::run::{self, Started};
 use farlight_agent::settings::Settings;
 use farlight_agent::slots::{Opened, Slots};
 use farlight_agent::trust::Trust;
 use farlight_device::pointer::{Pointer, Slot, TRIALS};
-use farlight_inference::golden;
+use farlight_inference::{Item, golden};
 use farlight_release::config;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -206,8 +206,10 @@ async fn answer(models: &Models, slots: &Slots, name: &str, slot: &Slot) -> anyh
         anyhow::bail!("its slot holds no model");
     };
     let vectors = golden::decode(&whole.golden).context("its golden vectors are not readable")?;
-    let first = vectors.into_iter().next().context("it has no golden vectors")?;
+    let first = vectors.into_iter().next().and_then(|vector| vector.calls.into_iter().next());
+    let mut inputs = first.context("it has no golden vectors")?.inputs.into_iter();
+    let main = inputs.next().context("a golden vector has no input")?;
     let loaded = models.find(name, None)?;
-    models.infer(loaded, first.input, "golden", Instant::now()).await?;
+    models.infer(loaded, Item { main, more: inputs.collect() }, &Ask::now("golden")).await?;
     Ok(())
 }

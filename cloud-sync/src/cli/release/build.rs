@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use farlight_inference::{LoadError, Pipeline, Worker, golden, profile};
+use farlight_inference::{Item, LoadError, Pipeline, State, Values, golden, profile};
 use farlight_release::blob;
 use farlight_release::manifest::{Lineage, Task};
 use farlight_training::data::Samples;
@@ -84,21 +84,25 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     // The recipe's own mistakes first: they are cheaper to find than the engine's.
     let draft = recipe.draft(release.clone(), model.clone());
     draft.check().map_err(|e| recipe_error(args, &e.to_string()))?;
-    let mut worker = Pipeline::load(&draft, &onnx)
-        .and_then(|pipeline| pipeline.worker())
-        .map_err(|e| load_error(args, &e))?;
+    let pipeline = Pipeline::load(&draft, &onnx).map_err(|e| load_error(args, &e))?;
+    let mut worker = pipeline.worker().map_err(|e| load_error(args, &e))?;
 
-    let measured = measure(&mut worker, &samples)?;
+    let streams = recipe.golden_inputs(samples.as_ref());
+    let measured = measure(&pipeline, samples.as_ref(), &streams)?;
     let accuracy = (recipe.task == Task::Classification).then_some(measured.accuracy);
     if accuracy.is_some_and(|accuracy| accuracy < recipe.gate.min_accuracy) {
         let (found, needed) = (measured.accuracy, recipe.gate.min_accuracy);
-        let message = format!("accuracy {found:.4} on {} samples is below {needed}", samples.len());
+        let message = format!("accuracy {found:.4} on {} samples is below {needed}", measured.samples);
         return Err(CliError::delivery(Exit::Failure, Code::ReleaseGate, message));
     }
-    let profile =
-        profile::build(&mut worker, &samples.x, &recipe.input.channels).map_err(|e| run_error(&e))?;
-    let vectors =
-        golden::build(&mut worker, &spread(&samples.x, recipe.golden.count)).map_err(|e| run_error(&e))?;
+    let profile = match &samples {
+        Some(samples) => {
+            let channels = &recipe.input.channels;
+            profile::build(&mut worker, &samples.x, channels).map_err(|e| run_error(&e))?
+        }
+        None => draft.profile,
+    };
+    let vectors = golden::build(&pipeline, &streams).map_err(|e| run_error(&e))?;
     let golden_bytes = golden::encode(&vectors).map_err(|e| run_error(&e))?;
     let features = profile.features.len();
     let mut lineage = Lineage {
@@ -108,7 +112,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         ..Lineage::default()
     };
     lineage.metrics.extend(accuracy.map(|accuracy| ("accuracy".to_owned(), accuracy)));
-    lineage.metrics.insert("samples".to_owned(), samples.len() as f64);
+    lineage.metrics.insert("samples".to_owned(), measured.samples as f64);
     let (made, saved) = delta::make(&args.base, &onnx)?;
     let deltas = made.iter().map(|made| made.delta.clone()).collect();
     let golden = blob::describe(&golden_bytes);
@@ -123,7 +127,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         bundle: args.out.clone(),
         manifest_sha256: farlight_release::digest::sha256(&bundle.document()?.1),
         model_bytes: onnx.len() as u64,
-        samples: samples.len(),
+        samples: measured.samples,
         accuracy,
         p95_us: measured.p95_us,
         golden_vectors: vectors.len(),
@@ -134,32 +138,53 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
 }
 
 struct Measured {
+    samples: usize,
     accuracy: f64,
     p95_us: u64,
 }
 
-fn measure(worker: &mut Worker, samples: &Samples) -> Result<Measured, CliError> {
+/// Runs the evaluation data, or the golden inputs where there is none.
+fn measure(
+    pipeline: &Pipeline,
+    samples: Option<&Samples>,
+    streams: &[Vec<Item>],
+) -> Result<Measured, CliError> {
+    let mut worker = pipeline.worker().map_err(|e| run_error(&e))?;
+    let mut micros = Vec::new();
     let mut right = 0_usize;
-    let mut micros = Vec::with_capacity(samples.len());
-    for (number, (input, label)) in samples.x.iter().zip(&samples.y).enumerate() {
+    let mut run = |item: &Item, state: Option<&mut State>| {
         let start = Instant::now();
-        let prediction = worker.run(input).map_err(|e| run_error(&e))?;
+        let prediction = worker.answer(item, state, || {}).map_err(|e| run_error(&e))?;
         micros.push(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
         if prediction.non_finite {
+            let number = micros.len() - 1;
             let message = format!("the model answers NaN or infinity to sample {number}");
             return Err(CliError::delivery(Exit::Failure, Code::ReleaseNonFinite, message));
         }
-        right += usize::from(prediction.top == *label as usize);
+        Ok(prediction.top)
+    };
+    let datatype = pipeline.manifest().input.datatype;
+    match samples.filter(|_| pipeline.manifest().more_inputs.is_empty()) {
+        Some(samples) => {
+            for (input, label) in samples.x.iter().zip(&samples.y) {
+                let Some(main) = Values::from_f32(datatype, input) else { continue };
+                let top = run(&Item { main, more: Vec::new() }, pipeline.state().as_mut())?;
+                right += usize::from(top == *label as usize);
+            }
+        }
+        None => {
+            for stream in streams {
+                let mut state = pipeline.state();
+                for item in stream {
+                    run(item, state.as_mut())?;
+                }
+            }
+        }
     }
     micros.sort_unstable();
     let p95 = micros.get(micros.len().saturating_mul(95) / 100).or(micros.last()).copied();
-    Ok(Measured { accuracy: right as f64 / samples.len().max(1) as f64, p95_us: p95.unwrap_or(0) })
-}
-
-/// `count` inputs at equal distances: the data is usually sorted by class or recording.
-fn spread(inputs: &[Vec<f32>], count: usize) -> Vec<Vec<f32>> {
-    let count = count.clamp(1, golden::MAX_VECTORS).min(inputs.len());
-    (0..count).filter_map(|i| inputs.get(i * inputs.len() / count).cloned()).collect()
+    let accuracy = right as f64 / micros.len().max(1) as f64;
+    Ok(Measured { samples: micros.len(), accuracy, p95_us: p95.unwrap_or(0) })
 }
 
 fn recipe_error(args: &Args, why: &str) -> CliError {

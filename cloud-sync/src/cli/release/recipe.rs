@@ -4,12 +4,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use farlight_inference::{Item, Values, golden, tensor};
 use farlight_release::manifest::{
-    Blob, Budgets, Datatype, Delta, FORMAT, Lineage, Manifest, OnViolation, PostStep, PreStep, Profile,
-    Requires, Sampling, Task, TensorSpec, Variant,
+    BatchAxis, Blob, Budgets, Datatype, Delta, FORMAT, Lineage, Manifest, OnViolation, PostStep, PreStep,
+    Profile, Requires, Sampling, StateSpec, Task, TensorSpec, Variant,
 };
 use farlight_training::data::Samples;
 use farlight_wire::{ModelName, ReleaseId};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use serde::Deserialize;
 
 use crate::cli::error::CliError;
@@ -27,8 +30,17 @@ pub struct Recipe {
     /// Class names in the order of the output.
     #[serde(default)]
     pub labels: Vec<String>,
-    /// The input and its data contract.
+    /// The main input and its data contract.
     pub input: Input,
+    /// The other inputs.
+    #[serde(default)]
+    pub more_inputs: Vec<TensorSpec>,
+    /// What the model hands from one call of a stream to the next.
+    #[serde(default)]
+    pub states: Vec<StateSpec>,
+    /// Whether the graph has a batch axis.
+    #[serde(default)]
+    pub batch_axis: BatchAxis,
     /// Steps from the request's tensor to the engine's input.
     #[serde(default)]
     pub pre: Vec<PreStep>,
@@ -47,8 +59,8 @@ pub struct Recipe {
     /// What the build refuses to go below.
     #[serde(default)]
     pub gate: Gate,
-    /// Where the evaluation data is.
-    pub evaluation: Source,
+    /// Where the evaluation data is; a model of tensors needs none.
+    pub evaluation: Option<Source>,
 }
 
 /// The input and its data contract.
@@ -76,10 +88,18 @@ pub struct Input {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Golden {
-    /// How many, spread over the evaluation data.
+    /// How many, spread over the evaluation data; without data they are drawn at random from what the inputs'
+    /// contracts allow.
     pub count: usize,
+    /// Consecutive calls of each, for a model with states.
+    #[serde(default = "one")]
+    pub calls: usize,
     /// Largest absolute difference that a device may see.
     pub tolerance: f32,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// What the build refuses to go below.
@@ -101,13 +121,18 @@ impl Recipe {
         toml::from_str(&text).map_err(|e| CliError::file(format!("recipe {}: {e}", path.display())))
     }
 
-    /// Reads the evaluation data from files below `folder`.
+    /// Reads the evaluation data from files below `folder`; `None` where a model of tensors has none.
     ///
     /// # Errors
     /// [`CliError`] when it cannot be read or does not fit the input.
-    pub fn samples(&self, folder: &Path) -> Result<Samples, CliError> {
-        let samples =
-            self.evaluation.read(folder).map_err(|e| CliError::file(format!("evaluation data: {e}")))?;
+    pub fn samples(&self, folder: &Path) -> Result<Option<Samples>, CliError> {
+        let Some(evaluation) = &self.evaluation else {
+            if self.task == Task::Tensors {
+                return Ok(None);
+            }
+            return Err(CliError::file("the recipe has no `evaluation`: name the data that never trains"));
+        };
+        let samples = evaluation.read(folder).map_err(|e| CliError::file(format!("evaluation data: {e}")))?;
         if samples.is_empty() {
             return Err(CliError::file("the evaluation data holds no sample"));
         }
@@ -117,10 +142,40 @@ impl Recipe {
             return Err(CliError::file(message));
         }
         let classes = self.labels.len();
-        if let Some(label) = samples.y.iter().find(|label| **label as usize >= classes) {
+        let is_unknown = |label: &&u32| self.task != Task::Tensors && **label as usize >= classes;
+        if let Some(label) = samples.y.iter().find(is_unknown) {
             return Err(CliError::file(format!("the evaluation data has class {label} of {classes} labels")));
         }
-        Ok(samples)
+        Ok(Some(samples))
+    }
+
+    /// Streams of inputs for the golden vectors: of the samples at equal distances, because data is usually sorted by
+    /// class or recording, or drawn at random, the same each time.
+    pub fn golden_inputs(&self, samples: Option<&Samples>) -> Vec<Vec<Item>> {
+        let calls = match self.states.is_empty() {
+            true => 1,
+            false => self.golden.calls.clamp(1, golden::MAX_CALLS),
+        };
+        let most = samples.map_or(golden::MAX_VECTORS, |samples| samples.x.len() / calls);
+        let count = self.golden.count.min(most).clamp(1, golden::MAX_VECTORS);
+        let mut random = StdRng::seed_from_u64(0);
+        let input = &self.input;
+        let mut draw = |datatype, shape: &[usize], min: f32, max: f32| {
+            let elements = tensor::elements(shape).unwrap_or(0);
+            let values: Vec<f32> = (0..elements).map(|_| random.random_range(min..=max)).collect();
+            Values::from_f32(datatype, &values).unwrap_or_else(|| Values::zeros(datatype, elements))
+        };
+        let mut item = |number: usize| {
+            let sample = samples.and_then(|samples| samples.x.get(number * samples.x.len() / (count * calls)));
+            let main = match sample.and_then(|sample| Values::from_f32(input.datatype, sample)) {
+                Some(main) => main,
+                None => draw(input.datatype, &input.shape, input.min, input.max),
+            };
+            let more = &self.more_inputs;
+            let more = more.iter().map(|spec| draw(spec.datatype, &spec.shape, spec.min, spec.max)).collect();
+            Item { main, more }
+        };
+        (0..count).map(|vector| (0..calls).map(|call| item(vector * calls + call)).collect()).collect()
     }
 
     /// The manifest of one release by this recipe.
@@ -146,6 +201,9 @@ impl Recipe {
                 max: input.max,
                 on_violation: input.on_violation,
             },
+            more_inputs: self.more_inputs.clone(),
+            states: self.states.clone(),
+            batch_axis: self.batch_axis,
             pre: self.pre.clone(),
             post: self.post.clone(),
             labels: self.labels.clone(),

@@ -10,13 +10,15 @@ use crate::blob::{self, FetchError};
 use crate::canonical::{self, Fractions};
 use crate::digest;
 use crate::manifest::{
-    Blob, FORMAT, FeatureProfile, MAX_MANIFEST, Manifest, PostStep, PreStep, Profile, Task, TensorSpec,
+    Blob, Datatype, FORMAT, FeatureProfile, MAX_MANIFEST, Manifest, PostStep, PreStep, Profile, Task, TensorSpec,
     Variant,
 };
 use crate::verified::Verified;
 
 /// Most axes of an input.
 pub const MAX_RANK: usize = 8;
+/// Most inputs and states beside the main input.
+pub const MAX_TENSORS: usize = 32;
 /// Most elements of one input: 64 MiB of floats.
 pub const MAX_ELEMENTS: usize = 16 * 1024 * 1024;
 /// Most pre- or postprocessing steps.
@@ -128,12 +130,46 @@ impl Manifest {
         if self.release.model.as_str() == crate::config::NAME {
             return invalid("release", "must not be named `config`, which configuration releases are");
         }
-        check_input(&self.input)?;
+        check_input("input", &self.input)?;
+        self.check_tensors()?;
         self.check_steps()?;
         self.check_labels()?;
         self.check_files()?;
         check_profile(&self.profile, &self.input, self.labels.len())?;
         self.check_limits()
+    }
+
+    /// The other inputs and the states: each name once.
+    fn check_tensors(&self) -> Check {
+        for (name, length) in [("more_inputs", self.more_inputs.len()), ("states", self.states.len())] {
+            if length > MAX_TENSORS {
+                return invalid(name, format!("has more than {MAX_TENSORS} entries"));
+            }
+        }
+        let mut inputs = BTreeSet::from([&self.input.name]);
+        for (i, input) in self.more_inputs.iter().enumerate() {
+            check_input(&format!("more_inputs[{i}]"), input)?;
+            if !inputs.insert(&input.name) {
+                return invalid(format!("more_inputs[{i}].name"), format!("is {:?} a second time", input.name));
+            }
+        }
+        let mut outputs = BTreeSet::new();
+        for (i, state) in self.states.iter().enumerate() {
+            let field = |name: &str| format!("states[{i}].{name}");
+            is_name(&field("input"), &state.input)?;
+            is_name(&field("output"), &state.output)?;
+            check_shape(&field("shape"), &state.shape)?;
+            if state.datatype == Datatype::Bytes {
+                return invalid(field("datatype"), "must be of numbers");
+            }
+            if !inputs.insert(&state.input) {
+                return invalid(field("input"), format!("is {:?} a second time", state.input));
+            }
+            if !outputs.insert(&state.output) {
+                return invalid(field("output"), format!("is {:?} a second time", state.output));
+            }
+        }
+        Ok(())
     }
 
     fn check_steps(&self) -> Check {
@@ -179,7 +215,7 @@ impl Manifest {
                 PostStep::Abstain { threshold } if !(0.0..=1.0).contains(threshold) => {
                     return invalid(format!("post[{i}].threshold"), "must be from 0 to 1");
                 }
-                PostStep::Softmax | PostStep::Abstain { .. } if self.task == Task::Regression => {
+                PostStep::Softmax | PostStep::Abstain { .. } if self.task != Task::Classification => {
                     return invalid(format!("post[{i}]"), "needs a classification");
                 }
                 PostStep::Softmax | PostStep::Abstain { .. } => {}
@@ -196,7 +232,10 @@ impl Manifest {
             Task::Regression if !self.labels.is_empty() => {
                 return invalid("labels", "must be empty for a regression");
             }
-            Task::Classification | Task::Regression => {}
+            Task::Tensors if self.labels.len() > MAX_LABELS => {
+                return invalid("labels", format!("must name at most {MAX_LABELS} classes"));
+            }
+            Task::Classification | Task::Regression | Task::Tensors => {}
         }
         let mut seen = BTreeSet::new();
         for (i, label) in self.labels.iter().enumerate() {
@@ -255,17 +294,23 @@ impl Manifest {
     }
 }
 
-fn check_input(input: &TensorSpec) -> Check {
-    is_name("input.name", &input.name)?;
-    if !(1..=MAX_RANK).contains(&input.shape.len()) {
-        return invalid("input.shape", format!("must have 1 to {MAX_RANK} axes"));
-    }
-    let elements = input.shape.iter().try_fold(1usize, |all, axis| all.checked_mul(*axis));
-    if !elements.is_some_and(|elements| (1..=MAX_ELEMENTS).contains(&elements)) {
-        return invalid("input.shape", format!("must hold 1 to {MAX_ELEMENTS} elements"));
-    }
+fn check_input(field: &str, input: &TensorSpec) -> Check {
+    is_name(&format!("{field}.name"), &input.name)?;
+    check_shape(&format!("{field}.shape"), &input.shape)?;
     if !input.min.is_finite() || !input.max.is_finite() || input.min >= input.max {
-        return invalid("input.min", "must be finite and below `input.max`, which must be finite too");
+        let rule = format!("must be finite and below `{field}.max`, which must be finite too");
+        return invalid(format!("{field}.min"), rule);
+    }
+    Ok(())
+}
+
+fn check_shape(field: &str, shape: &[usize]) -> Check {
+    if !(1..=MAX_RANK).contains(&shape.len()) {
+        return invalid(field, format!("must have 1 to {MAX_RANK} axes"));
+    }
+    let elements = shape.iter().try_fold(1usize, |all, axis| all.checked_mul(*axis));
+    if !elements.is_some_and(|elements| (1..=MAX_ELEMENTS).contains(&elements)) {
+        return invalid(field, format!("must hold 1 to {MAX_ELEMENTS} elements"));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use farlight_agent::http::{Listeners, Metrics, Service, router};
+use farlight_agent::http::{Listeners, Service, router};
 use farlight_agent::models::{Keep, Loaded, Models, Scheduling};
 use farlight_agent::recorder::{self, Plan};
 use farlight_agent::runtime::Runtime;
@@ -41,7 +41,8 @@ pub(crate) fn serve(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let releases = [release(0)?, release(1)?];
-        let scheduling = Scheduling { workers: 2, queue: 64, max_wait: Duration::from_secs(1) };
+        let plan = farlight_agent::settings::Inference { workers: 2, ..Default::default() }.plan(2);
+        let scheduling = plan.default;
         let opened = Store::open(&args.folder, Millis(0))?;
         let plan = Plan {
             window: Duration::from_secs(60),
@@ -56,12 +57,12 @@ pub(crate) fn serve(args: &Args) -> anyhow::Result<()> {
         let vitals = Vitals::new(args.folder.clone());
         let recording =
             recorder::start(opened.store, plan, vitals, switches.clone(), healths_sender, committed_sender)?;
-        let models = Arc::new(Models::new(scheduling, recording.recorder.clone(), switches.clone()));
+        let models = Arc::new(Models::new(plan, recording.recorder.clone(), switches.clone()));
         let (updates, _inbox) = mpsc::channel(1);
         let service = Service {
             models: Arc::clone(&models),
             status: Arc::new(Status::new("bench", "bench")),
-            metrics: Arc::new(Metrics::default()),
+            model_control: false,
             max_body_bytes: 1024 * 1024,
             runtime: switches,
             updates,

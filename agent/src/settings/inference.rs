@@ -1,0 +1,134 @@
+//! `[inference]`: queues, workers and streams, for all models and for single ones.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::models::{Plan, Scheduling};
+use crate::queue::Policy;
+use crate::streams;
+
+/// Queues and workers.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Inference {
+    /// Requests that run at once for each model; 0 means one a core.
+    pub workers: usize,
+    /// Requests that may wait for each model; more are answered 503.
+    pub queue: usize,
+    /// Longest time from a request's arrival to its answer, milliseconds.
+    #[serde(alias = "max_wait_ms")]
+    pub deadline_ms: u64,
+    /// Most requests that are run together.
+    pub max_batch: usize,
+    /// Longest time a request waits for others to be run together with, milliseconds.
+    pub batch_window_ms: u64,
+    /// Streams whose state is kept for each model that has one.
+    pub max_streams: usize,
+    /// A stream that is not used for so long may be forgotten, seconds.
+    pub stream_idle_seconds: u64,
+    /// Cores that requests are answered on; all when empty.
+    pub cores: Vec<usize>,
+    /// What is different for single models.
+    pub model: BTreeMap<String, Model>,
+}
+
+/// What is different for one model; what is left out is as for all.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// As [`Inference::workers`].
+    pub workers: Option<usize>,
+    /// As [`Inference::queue`].
+    pub queue: Option<usize>,
+    /// As [`Inference::deadline_ms`].
+    pub deadline_ms: Option<u64>,
+    /// As [`Inference::max_batch`].
+    pub max_batch: Option<usize>,
+    /// As [`Inference::batch_window_ms`].
+    pub batch_window_ms: Option<u64>,
+    /// As [`Inference::max_streams`].
+    pub max_streams: Option<usize>,
+    /// As [`Inference::stream_idle_seconds`].
+    pub stream_idle_seconds: Option<u64>,
+}
+
+impl Default for Inference {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            queue: 64,
+            deadline_ms: 1_000,
+            max_batch: 1,
+            batch_window_ms: 0,
+            max_streams: 256,
+            stream_idle_seconds: 600,
+            cores: Vec::new(),
+            model: BTreeMap::new(),
+        }
+    }
+}
+
+impl Inference {
+    /// How the requests of every model are run on `cores` cores.
+    pub fn plan(&self, cores: usize) -> Plan {
+        let models = self.model.iter().map(|(name, own)| (name.clone(), self.scheduling(own, cores)));
+        Plan {
+            default: self.scheduling(&Model::default(), cores),
+            models: models.collect::<HashMap<_, _>>(),
+        }
+    }
+
+    fn scheduling(&self, own: &Model, cores: usize) -> Scheduling {
+        let workers = match own.workers.unwrap_or(self.workers) {
+            0 => cores.max(1),
+            workers => workers,
+        };
+        let queue = Policy {
+            workers,
+            queue: own.queue.unwrap_or(self.queue),
+            deadline: Duration::from_millis(own.deadline_ms.unwrap_or(self.deadline_ms)),
+            batch: own.max_batch.unwrap_or(self.max_batch),
+            window: Duration::from_millis(own.batch_window_ms.unwrap_or(self.batch_window_ms)),
+        };
+        let streams = streams::Policy {
+            streams: own.max_streams.unwrap_or(self.max_streams),
+            idle: Duration::from_secs(own.stream_idle_seconds.unwrap_or(self.stream_idle_seconds)),
+        };
+        Scheduling { queue, streams }
+    }
+
+    /// Calls `range(key, value, low, high)` for every number.
+    pub(super) fn ranges(&self, mut range: impl FnMut(&str, u64, u64, u64)) {
+        let all = Model {
+            workers: Some(self.workers),
+            queue: Some(self.queue),
+            deadline_ms: Some(self.deadline_ms),
+            max_batch: Some(self.max_batch),
+            batch_window_ms: Some(self.batch_window_ms),
+            max_streams: Some(self.max_streams),
+            stream_idle_seconds: Some(self.stream_idle_seconds),
+        };
+        let single = self.model.iter().map(|(name, own)| (format!("inference.model.{name}"), own));
+        for (path, own) in std::iter::once(("inference".to_owned(), &all)).chain(single) {
+            let size = |value: Option<usize>| value.map(|value| value as u64);
+            for (key, value, low, high) in [
+                ("workers", size(own.workers), 0, 256),
+                ("queue", size(own.queue), 0, 65_536),
+                ("deadline_ms", own.deadline_ms, 1, 600_000),
+                ("max_batch", size(own.max_batch), 1, 256),
+                ("batch_window_ms", own.batch_window_ms, 0, 1_000),
+                ("max_streams", size(own.max_streams), 1, 65_536),
+                ("stream_idle_seconds", own.stream_idle_seconds, 1, 86_400),
+            ] {
+                if let Some(value) = value {
+                    range(&format!("{path}.{key}"), value, low, high);
+                }
+            }
+        }
+        for (index, core) in self.cores.iter().enumerate() {
+            range(&format!("inference.cores[{index}]"), *core as u64, 0, 1_023);
+        }
+    }
+}
