@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod models;
 pub mod queue;
 pub mod recorder;
+pub mod router;
 pub mod run;
 pub mod runtime;
 pub mod selftest;

@@ -315,6 +315,9 @@ pub enum InferError {
     /// The request names a stream of a model that has none.
     #[error("model {0:?} has no state: leave out sequence_id")]
     Stateless(String),
+    /// Another service did not answer.
+    #[error("{0}")]
+    Remote(String),
     /// The input or the engine failed.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -474,6 +477,11 @@ impl Models {
             .find(|loaded| loaded.slot.release.version.to_string() == version)
             .cloned()
             .ok_or_else(unknown)
+    }
+
+    /// The release that was active before, where it is still in memory.
+    pub fn previous(&self, model: &str) -> Option<Arc<Loaded>> {
+        self.table.load().get(model)?.previous.clone()
     }
 
     /// Answers one item.

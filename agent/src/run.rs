@@ -16,6 +16,7 @@ use crate::journal::Journal;
 use crate::link::Link;
 use crate::models::Models;
 use crate::recorder::{self, Healths, Plan};
+use crate::router::Router;
 use crate::runtime::Runtime;
 use crate::settings::{self, Settings};
 use crate::slots::Slots;
@@ -50,9 +51,11 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
 
     let (shutdown_sender, shutdown) = watch::channel(false);
     let Started { driver, inbox, healths, updates, models, runtime, status, recording, link } =
-        start(&settings, identity, &shutdown).await?;
+        start(&settings, identity.clone(), &shutdown).await?;
+    let router = Arc::new(Router::new(Arc::clone(&models), runtime.clone(), remote(&settings.router, &identity)?));
     let service = Service {
         models: Arc::clone(&models),
+        router,
         status,
         max_body_bytes: settings.http.max_body_bytes,
         runtime,
@@ -210,6 +213,21 @@ fn repository(settings: &settings::Update, identity: &Identity, zone: Zone) -> a
         zone,
     };
     Ok(Repository::new(cloud, mirrors, limits))
+}
+
+/// Asks remote stages of routes, where the device's owner allows that.
+fn remote(settings: &settings::Router, identity: &Identity) -> anyhow::Result<Option<reqwest::Client>> {
+    if !settings.remote {
+        return Ok(None);
+    }
+    let client = match &settings.remote_ca {
+        Some(path) => {
+            let ca = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+            identity::http(&ca)?
+        }
+        None => identity.http()?,
+    };
+    Ok(Some(client))
 }
 
 /// Cores that requests are answered on.

@@ -32,6 +32,11 @@ impl Runtime {
         self.0.load_full()
     }
 
+    /// Whether any name is routed.
+    pub fn has_routes(&self) -> bool {
+        !self.0.load().routes.is_empty()
+    }
+
     /// Whether requests for a model are to be refused.
     pub fn is_off(&self, model: &str) -> bool {
         let runtime = self.0.load();

@@ -27,6 +27,8 @@ pub struct Settings {
     pub http: Http,
     /// Queues and workers.
     pub inference: Inference,
+    /// What routes of configuration releases may do here.
+    pub router: Router,
     /// Windows and their store.
     pub telemetry: Telemetry,
     /// Capture of raw inputs.
@@ -73,6 +75,16 @@ pub struct Http {
     pub max_body_bytes: usize,
     /// Whether clients may take models out of memory and bring them back.
     pub model_control: bool,
+}
+
+/// What routes of configuration releases may do here.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Router {
+    /// Whether inputs may be sent to other services.
+    pub remote: bool,
+    /// CA certificates (PEM) that those are trusted by; the cloud's own when none.
+    pub remote_ca: Option<PathBuf>,
 }
 
 /// Windows and their store.
@@ -334,6 +346,7 @@ mod tests {
         settings.inference.model.clear();
         assert_eq!(settings.inference.cores, [2, 3]);
         settings.inference.cores.clear();
+        settings.router.remote_ca = None;
         assert_eq!(settings, Settings::default());
         for key in [
             "state_dir",
@@ -351,6 +364,8 @@ mod tests {
             "stream_idle_seconds",
             "cores",
             "model_control",
+            "remote",
+            "remote_ca",
             "window_seconds",
             "store_max_bytes",
             "enabled",

@@ -8,7 +8,7 @@ use half::f16;
 const LENGTH: usize = 4;
 
 /// Reads elements.
-pub(super) fn read(bytes: &[u8], datatype: Datatype) -> Result<Values, String> {
+pub(crate) fn read(bytes: &[u8], datatype: Datatype) -> Result<Values, String> {
     fn numbers<const N: usize, T>(
         bytes: &[u8],
         datatype: Datatype,
@@ -52,7 +52,7 @@ fn strings(mut bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
 }
 
 /// Appends elements.
-pub(super) fn write(values: &Values, out: &mut Vec<u8>) {
+pub(crate) fn write(values: &Values, out: &mut Vec<u8>) {
     fn numbers<const N: usize, T: Copy>(values: &[T], out: &mut Vec<u8>, write: impl Fn(T) -> [u8; N]) {
         out.reserve(values.len() * N);
         values.iter().for_each(|value| out.extend_from_slice(&write(*value)));

@@ -10,7 +10,7 @@ const MAX_ELEMENTS: usize = 1 << 26;
 
 /// Elements as they were written.
 #[derive(Debug, Default)]
-pub(super) enum Data {
+pub(crate) enum Data {
     /// None yet.
     #[default]
     Empty,
@@ -150,7 +150,7 @@ impl Data {
     ///
     /// # Errors
     /// A text that names the element which the type cannot hold.
-    pub(super) fn into_values(self, datatype: Datatype) -> Result<Values, String> {
+    pub(crate) fn into_values(self, datatype: Datatype) -> Result<Values, String> {
         let name = datatype.name();
         match (datatype, self) {
             (Datatype::Bytes, Self::Texts(v)) => {

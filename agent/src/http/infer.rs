@@ -8,6 +8,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
+use serde_json::Map;
 
 use super::{Service, refuse, refuse_inference, request, response};
 use crate::models::Ask;
@@ -42,10 +43,11 @@ async fn infer(
     body: &[u8],
 ) -> Response {
     let arrived = Instant::now();
-    let loaded = match service.models.find(model, version) {
-        Ok(loaded) => loaded,
+    let door = match service.router.door(model, version) {
+        Ok(door) => door,
         Err(error) => return refuse_inference(&error),
     };
+    let manifest = &door.loaded.manifest;
     let bad = |message: String| refuse(StatusCode::BAD_REQUEST, message);
     let plain;
     let body = match headers.get("content-encoding").map(|v| v.as_bytes()) {
@@ -62,7 +64,7 @@ async fn infer(
         Ok(length) => length,
         Err(message) => return bad(message),
     };
-    let mut asked = match request::parse(&loaded.manifest, body, header_len) {
+    let mut asked = match request::parse(manifest, body, header_len) {
         Ok(asked) => asked,
         Err(message) => return bad(message),
     };
@@ -77,21 +79,31 @@ async fn infer(
     let priority = Priority::new(asked.priority);
     let answer = async |item, id: &str| {
         let ask = Ask { id, arrived, priority, timeout: asked.timeout, stream };
-        service.models.infer(std::sync::Arc::clone(&loaded), item, &ask).await
+        service.router.infer(&door, item, &ask).await
     };
     let mut predictions = Vec::with_capacity(batch);
+    let (mut answered, mut stage) = (None, None);
     for (index, item) in items.into_iter().enumerate() {
         let answer = match batch {
             1 => answer(item, &id).await,
             _ => answer(item, &format!("{id}#{index}")).await,
         };
         match answer {
-            Ok(answer) => predictions.push(answer.prediction),
+            Ok(answer) => {
+                predictions.push(answer.prediction);
+                (answered, stage) = (Some(answer.loaded), answer.stage);
+            }
             Err(error) => return refuse_inference(&error),
         }
     }
     let gzip = headers.get("accept-encoding").and_then(|value| value.to_str().ok()).is_some_and(takes_gzip);
-    let frame = response::Frame { model, manifest: &loaded.manifest, gzip, parameters: Default::default() };
+    let mut parameters = Map::new();
+    if let Some(stage) = stage {
+        parameters.insert("stage".to_owned(), stage.into());
+    }
+    // Several items of one request may be answered by several stages: the last one is named.
+    let manifest = answered.as_ref().map_or(manifest, |loaded| &loaded.manifest);
+    let frame = response::Frame { model, manifest, gzip, parameters };
     response::build(frame, &asked, predictions).unwrap_or_else(bad)
 }
 

@@ -97,8 +97,8 @@ fn with(
     version: Option<&str>,
     say: impl FnOnce(&Service, &Arc<Loaded>) -> Value,
 ) -> Response {
-    match service.models.find(model, version) {
-        Ok(loaded) => Json(say(service, &loaded)).into_response(),
+    match service.router.door(model, version) {
+        Ok(door) => Json(say(service, &door.loaded)).into_response(),
         Err(error) => refuse_inference(&error),
     }
 }

@@ -1,7 +1,7 @@
 //! The inference service over TCP and a Unix socket. This router is the table of contents of its API.
 
-mod binary;
-mod data;
+pub(crate) mod binary;
+pub(crate) mod data;
 mod infer;
 mod local;
 mod metadata;
@@ -36,6 +36,8 @@ use crate::update::Input;
 pub struct Service {
     /// The model table.
     pub models: Arc<Models>,
+    /// What answers requests for a name.
+    pub router: Arc<crate::router::Router>,
     /// What the agent says of itself.
     pub status: Arc<Status>,
     /// Largest request body in bytes, also after decompression.
@@ -102,7 +104,7 @@ fn refuse_inference(error: &InferError) -> Response {
     use farlight_inference::RunError;
     let status = match error {
         InferError::Unknown(_) => StatusCode::NOT_FOUND,
-        InferError::Busy { .. } | InferError::Off(_) => StatusCode::SERVICE_UNAVAILABLE,
+        InferError::Busy { .. } | InferError::Off(_) | InferError::Remote(_) => StatusCode::SERVICE_UNAVAILABLE,
         InferError::Stateless(_)
         | InferError::Run(RunError::Length { .. } | RunError::Inputs(_) | RunError::Contract { .. }) => {
             StatusCode::BAD_REQUEST

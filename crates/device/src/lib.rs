@@ -2,6 +2,7 @@
 //! to keep, what to evict. The agent performs the effects and hands results back as events.
 
 pub mod backoff;
+pub mod breaker;
 pub mod health;
 pub mod pointer;
 pub mod retention;

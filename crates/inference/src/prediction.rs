@@ -31,7 +31,7 @@ pub struct Prediction {
 
 impl Prediction {
     /// Judges the scores of a classification or regression.
-    pub(crate) fn of_scores(
+    pub fn of_scores(
         task: Task,
         outputs: Vec<f32>,
         threshold: Option<f32>,
@@ -72,7 +72,7 @@ impl Prediction {
     }
 
     /// An answer of tensors, which have no score and no class.
-    pub(crate) fn of_tensors(tensors: Vec<Named>, violations: u32) -> Self {
+    pub fn of_tensors(tensors: Vec<Named>, violations: u32) -> Self {
         let non_finite = tensors.iter().any(|named| named.tensor.values.has_non_finite());
         Self {
             outputs: Vec::new(),

@@ -28,6 +28,11 @@ fn feature(statistic: Statistic, channel: usize, channels: usize, raw: &[f32]) -
     }
 }
 
+/// One statistic of one channel of a raw input of a model; NaN when there is no such channel, or nothing finite in it.
+pub fn feature_of(manifest: &Manifest, statistic: Statistic, channel: usize, raw: &[f32]) -> f32 {
+    feature(statistic, channel, manifest.input.shape.first().copied().unwrap_or(1), raw)
+}
+
 /// The bin of a value among rising upper edges; the last bin (`edges.len() + 1`) is for NaN.
 fn bin(edges: &[f32], value: f32) -> usize {
     if value.is_nan() { edges.len() + 1 } else { edges.partition_point(|edge| *edge < value) }

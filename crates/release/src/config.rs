@@ -1,10 +1,14 @@
 //! The runtime configuration as a release: thresholds, budgets, flags and the kill switch, signed, versioned,
 //! rolled out and taken back like a model. Its name is always [`NAME`]; its target holds it whole.
 
+pub mod route;
+
 use std::collections::BTreeMap;
 
 use farlight_wire::{ModelName, ReleaseId};
 use serde::{Deserialize, Serialize};
+
+pub use route::Route;
 
 use crate::canonical::{self, Fractions};
 use crate::manifest::{ManifestError, Requires};
@@ -44,6 +48,9 @@ pub struct Runtime {
     pub kill_switch: bool,
     /// By model.
     pub models: BTreeMap<ModelName, ModelRuntime>,
+    /// What answers requests for a name, in place of the model of that name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub routes: BTreeMap<ModelName, Route>,
     /// For applications on the gateway, which read them at `GET /farlight/flags`.
     pub flags: BTreeMap<String, Flag>,
 }
@@ -123,6 +130,12 @@ impl ConfigManifest {
         }
         if self.runtime.models.len() > farlight_wire::limits::MAX_MODELS {
             return invalid("runtime.models", "names too many models");
+        }
+        if self.runtime.routes.len() > farlight_wire::limits::MAX_MODELS {
+            return invalid("runtime.routes", "names too many routes");
+        }
+        for (name, route) in &self.runtime.routes {
+            route.check(&format!("runtime.routes.{name}"))?;
         }
         if self.runtime.flags.len() > MAX_FLAGS {
             return invalid("runtime.flags", format!("has more than {MAX_FLAGS} flags"));

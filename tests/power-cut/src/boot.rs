@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::time::Instant;
 
 use anyhow::Context;
 use farlight_agent::identity::Identity;
@@ -14,7 +13,7 @@ use farlight_agent::settings::Settings;
 use farlight_agent::slots::{Opened, Slots};
 use farlight_agent::trust::Trust;
 use farlight_device::pointer::{Pointer, Slot, TRIALS};
-use farlight_inference::{Item, golden};
+use farlight_inference::golden;
 use farlight_release::config;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -210,6 +209,6 @@ async fn answer(models: &Models, slots: &Slots, name: &str, slot: &Slot) -> anyh
     let mut inputs = first.context("it has no golden vectors")?.inputs.into_iter();
     let main = inputs.next().context("a golden vector has no input")?;
     let loaded = models.find(name, None)?;
-    models.infer(loaded, Item { main, more: inputs.collect() }, &Ask::now("golden")).await?;
+    models.infer(loaded, farlight_inference::Item { main, more: inputs.collect() }, &Ask::now("golden")).await?;
     Ok(())
 }

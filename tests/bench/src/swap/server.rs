@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use farlight_agent::http::{Listeners, Service, router};
+use farlight_agent::router::Router;
+use farlight_agent::settings::Inference;
 use farlight_agent::models::{Keep, Loaded, Models, Scheduling};
 use farlight_agent::recorder::{self, Plan};
 use farlight_agent::runtime::Runtime;
@@ -41,8 +43,8 @@ pub(crate) fn serve(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let releases = [release(0)?, release(1)?];
-        let plan = farlight_agent::settings::Inference { workers: 2, ..Default::default() }.plan(2);
-        let scheduling = plan.default;
+        let schedule = Inference { workers: 2, ..Inference::default() }.plan(2);
+        let scheduling = schedule.default;
         let opened = Store::open(&args.folder, Millis(0))?;
         let plan = Plan {
             window: Duration::from_secs(60),
@@ -57,10 +59,11 @@ pub(crate) fn serve(args: &Args) -> anyhow::Result<()> {
         let vitals = Vitals::new(args.folder.clone());
         let recording =
             recorder::start(opened.store, plan, vitals, switches.clone(), healths_sender, committed_sender)?;
-        let models = Arc::new(Models::new(plan, recording.recorder.clone(), switches.clone()));
+        let models = Arc::new(Models::new(schedule, recording.recorder.clone(), switches.clone()));
         let (updates, _inbox) = mpsc::channel(1);
         let service = Service {
             models: Arc::clone(&models),
+            router: Arc::new(Router::new(Arc::clone(&models), switches.clone(), None)),
             status: Arc::new(Status::new("bench", "bench")),
             model_control: false,
             max_body_bytes: 1024 * 1024,
