@@ -336,21 +336,39 @@ pub struct Ask<'a> {
     pub timeout: Option<Duration>,
     /// The stream that it belongs to.
     pub stream: Option<streams::Call<'a>>,
+    /// The trace that it belongs to, in the form of the header `traceparent` (W3C Trace Context).
+    pub trace: Option<&'a str>,
 }
 
 impl<'a> Ask<'a> {
     /// A request that comes now, and asks for nothing else.
     pub fn now(id: &'a str) -> Self {
-        Self { id, arrived: Instant::now(), priority: Priority::default(), timeout: None, stream: None }
+        let (priority, arrived) = (Priority::default(), Instant::now());
+        Self { id, arrived, priority, timeout: None, stream: None, trace: None }
     }
 }
 
-/// An answer with what the client and the recorder want to know.
+/// An answer with what the client wants to know.
 pub struct Answer {
     /// The prediction.
     pub prediction: Prediction,
     /// The release that answered.
     pub loaded: Arc<Loaded>,
+    /// How long each stage took.
+    pub timing: Timing,
+}
+
+/// How long each stage of a request took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Timing {
+    /// Until it had a place.
+    pub queue: Duration,
+    /// Contract and preprocessing.
+    pub pre: Duration,
+    /// The engine.
+    pub infer: Duration,
+    /// Postprocessing.
+    pub post: Duration,
 }
 
 /// All models.
@@ -549,6 +567,8 @@ impl Models {
     fn told(&self, loaded: &Arc<Loaded>, ran: Ran, ask: &Ask<'_>) -> Result<Answer, InferError> {
         let Ran { item, mut result, started, times } = ran;
         let latency = ask.arrived.elapsed();
+        let [pre, infer, post] = times;
+        let timing = Timing { queue: started.saturating_duration_since(ask.arrived), pre, infer, post };
         let metrics = &loaded.metrics;
         match &mut result {
             Ok(prediction) => {
@@ -556,7 +576,7 @@ impl Models {
                     prediction.abstain_below(threshold);
                 }
                 metrics.answered(clock::now().0);
-                metrics.stage(Stage::Queue).add(started.saturating_duration_since(ask.arrived));
+                metrics.stage(Stage::Queue).add(timing.queue);
                 for (stage, time) in [Stage::Pre, Stage::Infer, Stage::Post].into_iter().zip(times) {
                     metrics.stage(stage).add(time);
                 }
@@ -567,13 +587,13 @@ impl Models {
             }
             Err(error) => metrics.failed(reason(error), latency),
         }
-        let infer = times.iter().sum();
+        let whole = pre + infer + post;
         let seen = match &result {
-            Ok(prediction) => Seen::answered(Arc::clone(loaded), item, prediction, ask.id, latency, infer),
+            Ok(prediction) => Seen::answered(Arc::clone(loaded), item, prediction, ask.id, latency, whole),
             Err(error) => Seen::failed(Arc::clone(loaded), item, error, latency),
         };
         self.recorder.see(seen);
-        Ok(Answer { prediction: result?, loaded: Arc::clone(loaded) })
+        Ok(Answer { prediction: result?, loaded: Arc::clone(loaded), timing })
     }
 }
 

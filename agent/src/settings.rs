@@ -75,6 +75,10 @@ pub struct Http {
     pub max_body_bytes: usize,
     /// Whether clients may take models out of memory and bring them back.
     pub model_control: bool,
+    /// A request that takes longer is logged, milliseconds; 0 for none.
+    pub slow_ms: u64,
+    /// Whether metrics are there under the names of NVIDIA Triton, too.
+    pub triton_metrics: bool,
 }
 
 /// What routes of configuration releases may do here.
@@ -187,7 +191,14 @@ impl Default for Device {
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:8800".into(), socket: PathBuf::new(), max_body_bytes: 16 * 1024 * 1024, model_control: false }
+        Self {
+            listen: "127.0.0.1:8800".into(),
+            socket: PathBuf::new(),
+            max_body_bytes: 16 * 1024 * 1024,
+            model_control: false,
+            slow_ms: 1_000,
+            triton_metrics: false,
+        }
     }
 }
 
@@ -289,6 +300,7 @@ impl Settings {
             }
         };
         range("http.max_body_bytes", self.http.max_body_bytes as u64, 1_024, 1 << 30);
+        range("http.slow_ms", self.http.slow_ms, 0, 600_000);
         self.inference.ranges(&mut range);
         range("telemetry.window_seconds", self.telemetry.window_seconds, 1, 86_400);
         range("telemetry.store_max_bytes", self.telemetry.store_max_bytes, 1 << 20, 1 << 40);
@@ -364,6 +376,8 @@ mod tests {
             "stream_idle_seconds",
             "cores",
             "model_control",
+            "slow_ms",
+            "triton_metrics",
             "remote",
             "remote_ca",
             "window_seconds",

@@ -77,8 +77,9 @@ async fn infer(
     let stream = asked.stream.as_ref();
     let stream = stream.map(|stream| Call { id: &stream.id, start: stream.start, end: stream.end });
     let priority = Priority::new(asked.priority);
+    let trace = headers.get("traceparent").and_then(|value| value.to_str().ok());
     let answer = async |item, id: &str| {
-        let ask = Ask { id, arrived, priority, timeout: asked.timeout, stream };
+        let ask = Ask { id, arrived, priority, timeout: asked.timeout, stream, trace };
         service.router.infer(&door, item, &ask).await
     };
     let mut predictions = Vec::with_capacity(batch);
@@ -90,6 +91,7 @@ async fn infer(
         };
         match answer {
             Ok(answer) => {
+                service.slow.look(model, &id, trace, arrived.elapsed(), &answer.timing);
                 predictions.push(answer.prediction);
                 (answered, stage) = (Some(answer.loaded), answer.stage);
             }

@@ -9,6 +9,7 @@ mod metrics;
 mod repository;
 mod request;
 mod response;
+mod slow;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -44,11 +45,17 @@ pub struct Service {
     pub max_body_bytes: usize,
     /// What a configuration release changes.
     pub runtime: Runtime,
+    /// Says which requests were slow.
+    pub slow: Arc<Slow>,
+    /// Whether metrics are there under the names of Triton, too.
+    pub triton_metrics: bool,
     /// Whether clients may load and unload models.
     pub model_control: bool,
     /// The update driver's inbox.
     pub updates: mpsc::Sender<Input>,
 }
+
+pub use slow::Slow;
 
 /// All routes.
 pub fn router(service: Service) -> Router {

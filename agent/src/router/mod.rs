@@ -18,7 +18,7 @@ use farlight_release::config::{self, route};
 use farlight_wire::Millis;
 use tokio::sync::Semaphore;
 
-use crate::models::{Ask, InferError, Loaded, Models};
+use crate::models::{Answer, Ask, InferError, Loaded, Models, Timing};
 use crate::queue::Priority;
 use crate::runtime::Runtime;
 use cache::Cache;
@@ -88,6 +88,21 @@ pub struct Routed {
     pub loaded: Arc<Loaded>,
     /// Which stage answered; `None` without a route.
     pub stage: Option<String>,
+    /// How long its stages took on this device.
+    pub timing: Timing,
+}
+
+impl Routed {
+    fn of(answer: Answer, stage: Option<String>) -> Self {
+        let Answer { prediction, loaded, timing } = answer;
+        Self { prediction, loaded, stage, timing }
+    }
+
+    /// The answer of something that is no release on this device.
+    fn by(door: &Door, prediction: Prediction, stage: String) -> Self {
+        let (loaded, timing) = (Arc::clone(&door.loaded), Timing::default());
+        Self { prediction, loaded, stage: Some(stage), timing }
+    }
 }
 
 impl Router {
@@ -155,15 +170,14 @@ impl Router {
     pub async fn infer(&self, door: &Door, item: Item, ask: &Ask<'_>) -> Result<Routed, InferError> {
         let Some(active) = &door.route else {
             let answer = self.models.infer(Arc::clone(&door.loaded), item, ask).await?;
-            return Ok(Routed { prediction: answer.prediction, loaded: answer.loaded, stage: None });
+            return Ok(Routed::of(answer, None));
         };
         if let Some(split) = active.route.split.as_ref().filter(|split| chosen(split, ask))
             && let Ok(other) = self.models.find(split.model.as_str(), None)
         {
             let answer = self.models.infer(other, item, ask).await?;
             active.counts.split.fetch_add(1, Ordering::Relaxed);
-            let stage = Some(split.model.to_string());
-            return Ok(Routed { prediction: answer.prediction, loaded: answer.loaded, stage });
+            return Ok(Routed::of(answer, Some(split.model.to_string())));
         }
         let key = active.key(&item, ask);
         let releases = key.as_ref().map(|_| self.releases(active)).unwrap_or_default();
@@ -172,23 +186,23 @@ impl Router {
         {
             active.counts.cached.fetch_add(1, Ordering::Relaxed);
             let (prediction, stage) = kept;
-            let stage = Some(format!("cache of {}", active.name(stage)));
-            return Ok(Routed { prediction, loaded: Arc::clone(&door.loaded), stage });
+            return Ok(Routed::by(door, prediction, format!("cache of {}", active.name(stage))));
         }
-        let (index, prediction, loaded) = match self.stages(door, active, &item, ask).await {
+        let (index, mut routed) = match self.stages(door, active, &item, ask).await {
             Ok(answer) => answer,
             Err(error) => return active.by_rule(door, &item, error),
         };
+        let prediction = &routed.prediction;
         active.counts.answered(index);
         if let Some(key) = key {
-            active.keep(key, &releases, &prediction, index);
+            active.keep(key, &releases, prediction, index);
         }
         if matches!(active.route.fallback, Some(route::Fallback::Last { .. })) {
             *lock(&active.last) = Some((Instant::now(), prediction.clone()));
         }
-        self.shadow(active, item, &prediction);
-        let stage = Some(active.name(index));
-        Ok(Routed { prediction, loaded: loaded.unwrap_or_else(|| Arc::clone(&door.loaded)), stage })
+        self.shadow(active, item, prediction);
+        routed.stage = Some(active.name(index));
+        Ok(routed)
     }
 
     /// Asks one stage after the other until one is sure. When none is, the last answer counts, and when there is none
@@ -199,7 +213,7 @@ impl Router {
         active: &Active,
         item: &Item,
         ask: &Ask<'_>,
-    ) -> Result<(usize, Prediction, Option<Arc<Loaded>>), InferError> {
+    ) -> Result<(usize, Routed), InferError> {
         let (mut unsure, mut failed) = (None, None);
         let last = active.route.stages.len().saturating_sub(1);
         let policy = door.loaded.policy();
@@ -226,16 +240,16 @@ impl Router {
                     tracing::debug!(stage = active.name(index), %error, "a stage did not answer");
                     failed = failed.or(Some(error));
                 }
-                Ok((prediction, loaded)) => {
-                    lock(breaker).ended(!prediction.non_finite, took, self.now());
-                    let sure = !prediction.non_finite
-                        && !prediction.abstained
-                        && prediction.score >= stage.accept_score;
-                    if sure || (index == last && !prediction.non_finite) {
-                        return Ok((index, prediction, loaded));
+                Ok(routed) => {
+                    let prediction = &routed.prediction;
+                    let finite = !prediction.non_finite;
+                    lock(breaker).ended(finite, took, self.now());
+                    let sure = finite && !prediction.abstained && prediction.score >= stage.accept_score;
+                    if sure || (index == last && finite) {
+                        return Ok((index, routed));
                     }
-                    if !prediction.non_finite {
-                        unsure = Some((index, prediction, loaded));
+                    if finite {
+                        unsure = Some((index, routed));
                     }
                 }
             }
@@ -254,19 +268,21 @@ impl Router {
         item: &Item,
         ask: &Ask<'_>,
         within: Duration,
-    ) -> Result<(Prediction, Option<Arc<Loaded>>), Failed> {
+    ) -> Result<Routed, Failed> {
         if let route::Target::Remote(url) = target {
             let off = || Failed::Stage(InferError::Remote("router.remote does not allow it here".to_owned()));
             let client = self.client.as_ref().ok_or_else(off)?;
-            let asked = remote::ask(client, url, &door.loaded.manifest, item, within).await;
-            return asked.map(|answer| (answer, None)).map_err(|e| Failed::Stage(InferError::Remote(e)));
+            let remote = remote::Remote { client, url, trace: ask.trace };
+            let asked = remote.ask(&door.loaded.manifest, item, within).await;
+            let asked = asked.map_err(|error| Failed::Stage(InferError::Remote(error)))?;
+            return Ok(Routed::by(door, asked, String::new()));
         }
         let unknown = || Failed::Stage(InferError::Unknown(format!("{target:?}")));
         let loaded = self.loaded(target).ok_or_else(unknown)?;
         // A stream is of the stages that have a state; the others answer each call by itself.
         let ask = Ask { stream: ask.stream.filter(|_| loaded.state().is_some()), ..*ask };
         match self.models.infer(Arc::clone(&loaded), item.clone(), &ask).await {
-            Ok(answer) => Ok((answer.prediction, Some(loaded))),
+            Ok(answer) => Ok(Routed::of(answer, None)),
             Err(
                 error @ InferError::Run(
                     RunError::Length { .. } | RunError::Inputs(_) | RunError::Contract { .. },
@@ -397,8 +413,7 @@ impl Active {
         match rule.and_then(|rule| rule::answer(rule, &door.loaded.manifest, item, last)) {
             Some(prediction) => {
                 self.counts.rule.fetch_add(1, Ordering::Relaxed);
-                let stage = Some("fallback".to_owned());
-                Ok(Routed { prediction, loaded: Arc::clone(&door.loaded), stage })
+                Ok(Routed::by(door, prediction, "fallback".to_owned()))
             }
             None => {
                 self.counts.failed.fetch_add(1, Ordering::Relaxed);

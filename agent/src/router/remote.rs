@@ -33,45 +33,60 @@ struct Parameters {
     binary_data_size: Option<usize>,
 }
 
-/// Asks the model at `url` within `timeout`.
-///
-/// # Errors
-/// A text for the log: what was asked and what came instead of an answer.
-pub(super) async fn ask(
-    client: &reqwest::Client,
-    url: &str,
-    manifest: &Manifest,
-    item: &Item,
-    timeout: Duration,
-) -> Result<Prediction, String> {
-    let (header, body) = request(manifest, item)?;
-    let asked = async {
-        let response = client
-            .post(format!("{url}/infer"))
+/// A model of another service.
+pub(super) struct Remote<'a> {
+    pub(super) client: &'a reqwest::Client,
+    /// `http(s)://HOST/v2/models/NAME`.
+    pub(super) url: &'a str,
+    /// The trace that the request belongs to.
+    pub(super) trace: Option<&'a str>,
+}
+
+impl Remote<'_> {
+    /// Asks it within `timeout`.
+    ///
+    /// # Errors
+    /// A text for the log: what was asked and what came instead of an answer.
+    pub(super) async fn ask(
+        &self,
+        manifest: &Manifest,
+        item: &Item,
+        timeout: Duration,
+    ) -> Result<Prediction, String> {
+        let asked = self.exchange(manifest, item);
+        let late = || Err("it did not answer in time".to_owned());
+        let answer = tokio::time::timeout(timeout, asked).await.unwrap_or_else(|_| late());
+        answer.map_err(|error| format!("ask {}: {error}", self.url))
+    }
+
+    async fn exchange(&self, manifest: &Manifest, item: &Item) -> Result<Prediction, String> {
+        let (header, body) = request(manifest, item)?;
+        let mut request = self
+            .client
+            .post(format!("{}/infer", self.url))
             .header("Content-Type", "application/octet-stream")
             .header("Inference-Header-Content-Length", header)
-            .body(body)
-            .send()
-            .await
-            .map_err(|error| format!("ask {url}: {error}"))?;
+            .body(body);
+        if let Some(trace) = self.trace {
+            request = request.header("traceparent", trace);
+        }
+        let mut response = request.send().await.map_err(|error| error.to_string())?;
         let status = response.status();
         let header = response.headers().get("inference-header-content-length");
         let header = header.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-        let mut response = response;
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| format!("answer of {url}: {error}"))? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| error.to_string())? {
             body.extend_from_slice(&chunk);
             if body.len() > MAX_ANSWER {
-                return Err(format!("the answer of {url} has more than {MAX_ANSWER} bytes"));
+                return Err(format!("its answer has more than {MAX_ANSWER} bytes"));
             }
         }
         if !status.is_success() {
             let text: String = String::from_utf8_lossy(&body).chars().take(200).collect();
-            return Err(format!("{url} answered {status}: {text}"));
+            return Err(format!("it answered {status}: {text}"));
         }
-        answer(manifest, header, &body).map_err(|error| format!("answer of {url}: {error}"))
-    };
-    tokio::time::timeout(timeout, asked).await.unwrap_or_else(|_| Err(format!("{url} did not answer in time")))
+        answer(manifest, header, &body)
+    }
 }
 
 /// The bytes of the JSON part, and the body.

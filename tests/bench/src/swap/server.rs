@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use farlight_agent::http::{Listeners, Service, router};
+use farlight_agent::http::{Listeners, Service, Slow, router};
 use farlight_agent::router::Router;
 use farlight_agent::settings::Inference;
 use farlight_agent::models::{Keep, Loaded, Models, Scheduling};
@@ -66,6 +66,8 @@ pub(crate) fn serve(args: &Args) -> anyhow::Result<()> {
             router: Arc::new(Router::new(Arc::clone(&models), switches.clone(), None)),
             status: Arc::new(Status::new("bench", "bench")),
             model_control: false,
+            triton_metrics: false,
+            slow: Arc::new(Slow::new(Duration::ZERO)),
             max_body_bytes: 1024 * 1024,
             runtime: switches,
             updates,
