@@ -53,6 +53,8 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
     let Started { driver, inbox, healths, updates, models, runtime, status, recording, link } =
         start(&settings, identity.clone(), &shutdown).await?;
     let router = Arc::new(Router::new(Arc::clone(&models), runtime.clone(), remote(&settings.router, &identity)?));
+    let mut sources = sources::start(&settings.source, &models, &shutdown);
+    status.set_sources(std::mem::take(&mut sources.tallies));
     let service = Service {
         models: Arc::clone(&models),
         router,
@@ -63,7 +65,6 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         updates,
     };
     let address = listeners.address();
-    sources::start(&settings.source, &models, &shutdown);
     let administering = tokio::spawn(admin.serve(http::admin(service.clone()), shutdown.clone()));
     let serving = tokio::spawn(listeners.serve(http::router(service), shutdown.clone()));
     let linking = tokio::spawn(link.run());
@@ -72,7 +73,10 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
     tracing::info!(http = address.map(|a| a.to_string()), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::spawn(watchdog(limit / 3)));
-    signal().await;
+    tokio::select! {
+        () = signal() => {}
+        () = sources.ended() => {}
+    }
     tracing::info!("stopping");
     notify(&[sd_notify::NotifyState::Stopping]);
     let _ = shutdown_sender.send(true);
