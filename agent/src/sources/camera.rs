@@ -37,8 +37,7 @@ pub(super) async fn run(base: Base, settings: Camera) -> anyhow::Result<()> {
             if let Err(error) = ended {
                 tracing::warn!(device = %settings.device.display(), "camera lost: {error:#}");
             }
-            let wait = Duration::from_millis(backoff.next(rand::random()).0);
-            runtime.block_on(tokio::time::sleep(wait));
+            std::thread::sleep(Duration::from_millis(backoff.next(rand::random()).0));
         }
     });
     Ok(())

@@ -19,6 +19,9 @@ pub(super) const QUEUE: usize = 64;
 /// Most streams (topics) of one source that are cut at once; the one that was silent longest makes room.
 const MAX_STREAMS: usize = 64;
 
+/// Most characters of a topic in the ids of its windows: ids are kept with cases.
+const MAX_NAME: usize = 200;
+
 /// What becomes of a question when the queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Full {
@@ -252,8 +255,9 @@ fn rows(samples: &Samples, channels: usize) -> Box<dyn Iterator<Item = Row<'_>> 
 /// A window's question. Its id names its stream and its first sample.
 fn question(topic: &str, window: Window) -> Question {
     let (start, end) = (milliseconds(window.start), milliseconds(window.end));
+    let name: String = topic.chars().take(MAX_NAME).collect();
     Question {
-        id: format!("{topic}@{start}"),
+        id: format!("{name}@{start}"),
         topic: topic.to_owned(),
         input: Ok(Arc::new(window.values)),
         window: Some((start, end)),

@@ -3,6 +3,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -22,15 +23,24 @@ impl Drop for Broker {
     }
 }
 
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 /// Starts Mosquitto on a free port; `None` where it is not installed (the full test run installs it and
 /// sets `FARLIGHT_REQUIRE_TOOLS`).
-async fn mosquitto(folder: &std::path::Path) -> Option<(Broker, u16)> {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+async fn mosquitto(folder: &Path) -> Option<(Broker, u16)> {
+    let port = free_port();
     let config = folder.join("mosquitto.conf");
     std::fs::write(&config, format!("listener {port} 127.0.0.1\nallow_anonymous true\n")).unwrap();
+    Some((mosquitto_with(&config, port).await?, port))
+}
+
+/// Starts Mosquitto with a configuration that listens on `port`.
+async fn mosquitto_with(config: &Path, port: u16) -> Option<Broker> {
     let programs = ["mosquitto", "/usr/sbin/mosquitto"];
     let child = programs.iter().find_map(|program| {
-        Command::new(program).arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
+        Command::new(program).arg("-c").arg(config).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
     });
     let Some(child) = child else {
         assert!(std::env::var_os("FARLIGHT_REQUIRE_TOOLS").is_none(), "mosquitto is not installed");
@@ -42,7 +52,7 @@ async fn mosquitto(folder: &std::path::Path) -> Option<(Broker, u16)> {
     })
     .await
     .unwrap();
-    Some((broker, port))
+    Some(broker)
 }
 
 /// Installs the reference model.
@@ -116,9 +126,11 @@ impl Client {
 
     /// Sends what is no input until the source hears it.
     async fn reaches(&self, device: &Device, index: usize, topic: &str) {
+        let received = async || anyhow::Ok(device.status().await?["sources"][index]["received"].as_u64());
+        let before = received().await.unwrap();
         until("the source listens", WAIT, async || {
             self.send(topic, "probe").await;
-            Ok((device.status().await?["sources"][index]["received"].as_u64() > Some(0)).then_some(()))
+            Ok((received().await? > before).then_some(()))
         })
         .await
         .unwrap();
@@ -386,4 +398,52 @@ async fn lines_are_answered_by_lines_until_the_end() {
     for (n, answer) in answers.iter().skip(2).enumerate() {
         assert!(answer["id"] == format!("{n}") && answer["label"].is_string(), "{answer}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_may_ask_for_a_login_over_tls_and_may_go_away() {
+    let fleet = Fleet::start().await.unwrap();
+    let folder = fleet.folder.path();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    std::fs::write(folder.join("broker.key"), key.serialize_pem()).unwrap();
+    std::fs::write(folder.join("broker.pem"), certificate.pem()).unwrap();
+    std::fs::write(folder.join("password"), "let me in\n").unwrap();
+    let passwords = folder.join("passwords");
+    let mut hash = Command::new("mosquitto_passwd");
+    let hashed = hash.arg("-b").arg("-c").arg(&passwords).args(["gateway", "let me in"]).status();
+    if hashed.is_err() {
+        assert!(std::env::var_os("FARLIGHT_REQUIRE_TOOLS").is_none(), "mosquitto_passwd is not installed");
+        return;
+    }
+    let (plain, secure) = (free_port(), free_port());
+    let config = folder.join("mosquitto.conf");
+    let text = format!(
+        "user root\nper_listener_settings true\nlistener {plain} 127.0.0.1\nallow_anonymous true\n\
+         listener {secure} 127.0.0.1\nallow_anonymous false\npassword_file {}\ncertfile {}\nkeyfile {}\n",
+        passwords.display(),
+        folder.join("broker.pem").display(),
+        folder.join("broker.key").display(),
+    );
+    std::fs::write(&config, text).unwrap();
+    let Some(broker) = mosquitto_with(&config, plain).await else { return };
+    let extra = format!(
+        "[[source]]\nkind = \"mqtt\"\nmodel = \"{MODEL}\"\nhost = \"localhost\"\nport = {secure}\nuser = \"gateway\"\n\
+         password_file = {:?}\nca_file = {:?}\ninput_topic = \"in\"\noutput_topic = \"out\"\n",
+        folder.join("password"),
+        folder.join("broker.pem"),
+    );
+    let device = fleet.device("gw-1", &DeviceOptions { extra, ..DeviceOptions::default() }).await.unwrap();
+    let ask = async || {
+        let mut client = Client::new(plain, "out").await;
+        client.reaches(&device, 0, "in").await;
+        client.send("in", json!({ "id": "a", "data": [1.0] }).to_string()).await;
+        let (_, answer) = client.answer().await;
+        assert!(answer["id"] == "a" && answer["error"].as_str().unwrap().contains("not loaded"), "{answer}");
+    };
+    ask().await;
+    drop(broker);
+    let _broker = mosquitto_with(&config, plain).await.unwrap();
+    ask().await;
 }

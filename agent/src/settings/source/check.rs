@@ -55,9 +55,10 @@ impl Problems<'_> {
 
     fn models(&mut self, source: &Source) {
         let (model, models) = source.named();
-        let one_way = model.is_some() != !models.is_empty();
+        let one_way = model.is_some() == models.is_empty();
         self.check(one_way, "models", || "name one with model, or several with models".into());
-        let twice = models.iter().enumerate().any(|(i, name)| models[..i].contains(name));
+        let twice =
+            models.iter().enumerate().any(|(i, name)| models.iter().take(i).any(|other| other == name));
         self.check(!twice, "models", || "a model is named twice".into());
         self.check(models.len() <= MAX_MODELS, "models", || format!("more than {MAX_MODELS} models"));
     }
