@@ -288,16 +288,16 @@ async fn answer(base: Base, model: String, queue: Arc<Queue>, sink: Sink, full: 
                 })
             }
         };
-        match &answer {
-            Ok(_) => base.tally.answered(),
-            Err(_) => base.tally.failed(),
-        }
+        let answered = answer.is_ok();
         let mut answer = document(id, &model, answer);
         if let Some((start, end)) = question.window {
             answer["window"] = json!({ "start_ms": start, "end_ms": end });
         }
-        if !sink.send(&model, &question.topic, answer.to_string()).await {
-            base.tally.dropped(1, "answers were dropped: the broker is away or slow");
+        let sent = sink.send(&model, &question.topic, answer.to_string()).await;
+        match (sent, answered) {
+            (false, _) => base.tally.dropped(1, "answers were dropped: the broker is away or slow"),
+            (true, true) => base.tally.answered(),
+            (true, false) => base.tally.failed(),
         }
     }
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::{Value, json};
 
 /// Counters since the start of the agent. `received` and `late` count inputs or samples; `answered`, `failed` and
-/// `dropped` count questions: an input or window to one model.
+/// `dropped` count questions (an
+/// input or window to one model), each once.
 #[derive(Debug)]
 pub struct Tally {
     kind: &'static str,

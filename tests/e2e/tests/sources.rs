@@ -243,6 +243,17 @@ async fn local_topics_are_answered() {
     client.send("samples/watch", json!({ "t": 5, "values": sample(0) }).to_string()).await;
     let source = source_is(&device, 2, "the late sample is counted", |source| source["late"] == 1).await;
     assert!(source["answered"] == 2 && source["kind"] == "mqtt", "{source}");
+
+    // More than the models keep up with: what is not answered is dropped and counted.
+    for _ in 0..2_000 {
+        client.send("json/flood", json!({ "data": numbers }).to_string()).await;
+    }
+    source_is(&device, 0, "every input is accounted for", |source| {
+        let count = |key: &str| source[key].as_u64().unwrap();
+        let ended = count("answered") + count("failed") + count("dropped");
+        count("received") > 1_000 && ended == 2 * count("received")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
