@@ -122,7 +122,7 @@ enum Refusal {
 /// Asks a model and describes the answer for people and programs.
 async fn ask(models: &Models, model: &str, id: &str, raw: Vec<f32>) -> Result<Value, Refusal> {
     let refuse = |error: InferError| match error {
-        InferError::Unknown(_) | InferError::Off(_) | InferError::Busy { .. } => {
+        InferError::Unknown(_) | InferError::Off(_) | InferError::Busy { .. } | InferError::Remote(_) => {
             Refusal::Later(error.to_string())
         }
         InferError::Run(_) | InferError::Stateless(_) => Refusal::Input(error.to_string()),
