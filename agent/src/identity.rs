@@ -137,12 +137,13 @@ impl Identity {
     }
 }
 
-fn roots(ca_pem: &str) -> anyhow::Result<rustls::RootCertStore> {
+/// The CA certificates of a PEM text.
+pub(crate) fn roots(ca_pem: &str) -> anyhow::Result<rustls::RootCertStore> {
     let mut roots = rustls::RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
         roots.add(certificate.context("read CA certificate")?)?;
     }
-    anyhow::ensure!(!roots.is_empty(), "no CA certificate in the enrolment");
+    anyhow::ensure!(!roots.is_empty(), "there is no CA certificate");
     Ok(roots)
 }
 

@@ -56,6 +56,15 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
     let Started { driver, inbox, healths, updates, models, runtime, status, recording, link } =
         start(&settings, identity.clone(), &shutdown).await?;
     let router = Arc::new(Router::new(Arc::clone(&models), runtime.clone(), remote(&settings.router, &identity)?));
+    let own_threads = serving(&settings.inference.cores).map_err(|error| {
+        Fatal::new(ExitCode::Config, error, "name cores of this machine in inference.cores, or leave it out")
+    })?;
+    let threads = own_threads.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone());
+    let mut sources = {
+        let _on_them = threads.enter();
+        sources::start(&settings.source, &router, &shutdown)
+    };
+    status.set_sources(std::mem::take(&mut sources.tallies));
     let service = Service {
         models: Arc::clone(&models),
         router,
@@ -68,14 +77,6 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         updates,
     };
     let address = listeners.address();
-    let own_threads = serving(&settings.inference.cores).map_err(|error| {
-        Fatal::new(ExitCode::Config, error, "name cores of this machine in inference.cores, or leave it out")
-    })?;
-    let threads = own_threads.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone());
-    {
-        let _on_them = threads.enter();
-        sources::start(&settings.source, &models, &shutdown);
-    }
     let administering = tokio::spawn(admin.serve(http::admin(service.clone()), shutdown.clone()));
     let serving = threads.spawn(listeners.serve(http::router(service), shutdown.clone()));
     let linking = tokio::spawn(link.run());
@@ -84,7 +85,10 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
     tracing::info!(http = address.map(|a| a.to_string()), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
     let watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::spawn(watchdog(limit / 3)));
-    signal().await;
+    tokio::select! {
+        () = signal() => {}
+        () = sources.ended() => {}
+    }
     tracing::info!("stopping");
     notify(&[sd_notify::NotifyState::Stopping]);
     let _ = shutdown_sender.send(true);

@@ -2,6 +2,7 @@
 //! once, each with its key. `config doc` prints `agent.sample.toml`, which a test holds to the structs.
 
 mod inference;
+pub mod source;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use serde::Deserialize;
 
 pub use inference::{Inference, Model};
 
+use self::source::Source;
 use crate::clock::Zone;
 
 /// The commented sample, which is also the manual.
@@ -133,49 +135,6 @@ pub struct Update {
     pub activation_windows: Vec<Window>,
     /// IANA name of the windows' time zone; the system's when empty.
     pub time_zone: String,
-}
-
-/// An input besides HTTP.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Source {
-    /// Tensors from a local MQTT broker; answers go to `output_topic`.
-    Mqtt {
-        /// Model to ask.
-        model: String,
-        /// Broker host.
-        #[serde(default = "local_host")]
-        host: String,
-        /// Broker port.
-        #[serde(default = "local_port")]
-        port: u16,
-        /// Topic of the inputs.
-        input_topic: String,
-        /// Topic of the answers.
-        output_topic: String,
-    },
-    /// A recorded sensor stream, windowed and replayed in its own time.
-    Replay {
-        /// Model to ask.
-        model: String,
-        /// CSV file, one column a channel, one row a sample.
-        path: PathBuf,
-        /// Samples a second.
-        rate_hz: f64,
-        /// Samples from one window to the next.
-        stride: usize,
-        /// Whether to begin again at its end.
-        #[serde(default)]
-        repeat: bool,
-    },
-}
-
-fn local_host() -> String {
-    "127.0.0.1".to_owned()
-}
-
-fn local_port() -> u16 {
-    1883
 }
 
 impl Default for Device {
@@ -318,16 +277,7 @@ impl Settings {
                 ));
             }
         }
-        for (index, source) in self.source.iter().enumerate() {
-            if let Source::Replay { rate_hz, stride, .. } = source {
-                if !(*rate_hz > 0.0 && *rate_hz <= 1e6) {
-                    problems.push(format!("source[{index}].rate_hz: {rate_hz} is not within 0 to 1000000"));
-                }
-                if *stride == 0 {
-                    problems.push(format!("source[{index}].stride: must be at least 1"));
-                }
-            }
-        }
+        source::problems(&self.source, &mut problems);
         problems
     }
 }
@@ -344,7 +294,7 @@ mod tests {
             .map(|line| format!("{line}\n"))
             .collect();
         let mut settings: Settings = toml::from_str(&uncommented).unwrap();
-        assert_eq!(settings.source.len(), 2);
+        // The sources have a test of their own.
         settings.source.clear();
         settings.device.enrolment = None;
         settings.device.labels.clear();

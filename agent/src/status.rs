@@ -1,14 +1,15 @@
 //! What the agent says of itself at `GET /farlight/status` and in `farlight-agent status`.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use farlight_wire::Stream;
 use serde_json::{Value, json};
 
 use crate::clock;
 use crate::models::Models;
+use crate::sources::Tally;
 
 /// Shared by the tasks, each of which writes its own part.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub struct Status {
     updates: Mutex<BTreeMap<String, Value>>,
     /// What activations wait for, and the configuration in force.
     notes: Mutex<Notes>,
+    sources: OnceLock<Vec<Arc<Tally>>>,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +43,7 @@ impl Status {
             waiting: [const { AtomicU64::new(0) }; 3],
             updates: Mutex::default(),
             notes: Mutex::default(),
+            sources: OnceLock::new(),
         }
     }
 
@@ -76,6 +79,11 @@ impl Status {
         self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).config = release;
     }
 
+    /// Sets the counters of the sources; once.
+    pub fn set_sources(&self, tallies: Vec<Arc<Tally>>) {
+        let _ = self.sources.set(tallies);
+    }
+
     /// The document.
     pub fn document(&self, models: &Models) -> Value {
         let updates = self.updates.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
@@ -96,6 +104,8 @@ impl Status {
             .into_iter()
             .map(|stream| (stream.topic(), self.slot(stream).load(Ordering::Relaxed)))
             .collect();
+        let sources = self.sources.get().into_iter().flatten();
+        let sources: Vec<Value> = sources.map(|tally| tally.document()).collect();
         let notes = self.notes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         json!({
             "config": notes.config,
@@ -108,6 +118,7 @@ impl Status {
             "waiting": waiting,
             "models": models,
             "updates": updates,
+            "sources": sources,
         })
     }
 }

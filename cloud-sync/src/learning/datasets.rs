@@ -208,7 +208,7 @@ impl Snapshots {
 /// # Errors
 /// [`DatasetError`] when they do not decode or fit together.
 pub fn decode(split: &str, x: &[u8], y: &[u8]) -> Result<Samples, DatasetError> {
-    let data = |source| DatasetError::Data { split: split.to_owned(), source };
+    let data = |error: npy::NpyError| DatasetError::Data { split: split.to_owned(), source: error.into() };
     let refuse = |why: String| DatasetError::Refused { split: split.to_owned(), why };
     let x = npy::parse(x).map_err(data)?;
     let y = npy::parse(y).and_then(|y| y.to_u32()).map_err(data)?;

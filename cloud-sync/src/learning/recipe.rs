@@ -154,7 +154,7 @@ impl Source {
                 let (x, y) = (folder.join(x), folder.join(y));
                 let data = |path: &PathBuf| {
                     let path = path.clone();
-                    |source| RecipeError::Data { path, source }
+                    |error: npy::NpyError| RecipeError::Data { path, source: error.into() }
                 };
                 let inputs = npy::parse(&read(&x)?).map_err(data(&x))?;
                 let classes = npy::parse(&read(&y)?).and_then(|y| y.to_u32()).map_err(data(&y))?;

@@ -9,5 +9,6 @@ pub mod retention;
 pub mod sampling;
 pub mod schedule;
 pub mod shadow;
+pub mod stream;
 pub mod update;
 pub mod window;

@@ -2,7 +2,7 @@
 //! on the gateway would.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -181,6 +181,19 @@ impl Device {
     /// # Errors
     /// When it cannot be started.
     pub fn launch(&mut self) -> anyhow::Result<()> {
+        self.launch_with(Stdio::null()).map(|_| ())
+    }
+
+    /// Starts the agent with its standard input and output in the hands of the caller.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch_piped(&mut self) -> anyhow::Result<(ChildStdin, ChildStdout)> {
+        let process = self.launch_with(Stdio::piped())?;
+        Ok((process.stdin()?, process.stdout()?))
+    }
+
+    fn launch_with(&mut self, input: Stdio) -> anyhow::Result<&mut Process> {
         let mut command = match self.under.split_first() {
             Some((program, arguments)) => {
                 let mut command = Command::new(program);
@@ -190,10 +203,10 @@ impl Device {
             None => self.command(),
         };
         command.arg("run");
-        let process = Process::start(&self.id, &mut command, &self.folder.join("agent.log"))?;
+        let log = self.folder.join("agent.log");
+        let process = Process::start_with(&self.id, &mut command, &log, input)?;
         self.last_process = Some(process.id());
-        self.process = Some(process);
-        Ok(())
+        Ok(self.process.insert(process))
     }
 
     /// Starts the agent and waits until it answers.

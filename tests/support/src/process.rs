@@ -56,15 +56,25 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts a program; its log goes to `log`.
+    /// Starts a program without input; its log goes to `log`.
     pub(crate) fn start(what: &str, command: &mut Command, log: &Path) -> anyhow::Result<Self> {
+        Self::start_with(what, command, log, Stdio::null())
+    }
+
+    /// Starts a program with this input; its log goes to `log`.
+    pub(crate) fn start_with(
+        what: &str,
+        command: &mut Command,
+        log: &Path,
+        input: Stdio,
+    ) -> anyhow::Result<Self> {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(log)
             .with_context(|| format!("open {}", log.display()))?;
         let child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -78,6 +88,10 @@ impl Process {
 
     pub(crate) fn stdout(&mut self) -> anyhow::Result<std::process::ChildStdout> {
         self.child.stdout.take().with_context(|| format!("{} has no output left", self.what))
+    }
+
+    pub(crate) fn stdin(&mut self) -> anyhow::Result<std::process::ChildStdin> {
+        self.child.stdin.take().with_context(|| format!("{} has no input left", self.what))
     }
 
     pub(crate) fn exited(&mut self) -> anyhow::Result<Option<ExitStatus>> {

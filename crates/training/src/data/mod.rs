@@ -1,8 +1,9 @@
 //! Samples and the formats they come in, decoded from bytes that the caller has read.
 
 pub mod images;
-pub mod npy;
 pub mod recordings;
+
+pub use farlight_npy as npy;
 
 /// Most samples of one set.
 pub const MAX_SAMPLES: usize = 10_000_000;
@@ -64,8 +65,8 @@ pub enum Part {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DataError {
     /// Not a `.npy` file of a supported kind.
-    #[error("the .npy data cannot be read: {0}")]
-    Npy(String),
+    #[error(transparent)]
+    Npy(#[from] npy::NpyError),
     /// An index that does not decode or does not fit the array.
     #[error("the index of the recordings is wrong: {0}")]
     Index(String),

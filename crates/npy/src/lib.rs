@@ -1,8 +1,11 @@
-//! NumPy's `.npy` format, versions 1 to 3, as far as data sets need it: little-endian or byte-wide
+//! NumPy's `.npy` format, versions 1 to 3, as far as inputs and data sets need it: little-endian or byte-wide
 //! numbers in C order. Read and written here because the crates for it bring a parser generator
 //! along for the one-line header. No bytes make it panic.
 
-use super::DataError;
+/// Why a file is not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the .npy data cannot be read: {0}")]
+pub struct NpyError(pub String);
 
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 /// Longest header in bytes; NumPy writes 118.
@@ -55,9 +58,9 @@ impl Array {
     /// The values as class numbers.
     ///
     /// # Errors
-    /// [`DataError::Npy`] when they are not integers from 0 to 2³²-1.
-    pub fn to_u32(&self) -> Result<Vec<u32>, DataError> {
-        let bad = || DataError::Npy("labels must be integers from 0 to 4294967295".into());
+    /// [`NpyError`] when they are not integers from 0 to 2³²-1.
+    pub fn to_u32(&self) -> Result<Vec<u32>, NpyError> {
+        let bad = || NpyError("labels must be integers from 0 to 4294967295".into());
         match &self.values {
             Values::I16(values) => {
                 values.iter().map(|&value| u32::try_from(value).map_err(|_| bad())).collect()
@@ -75,15 +78,15 @@ impl Array {
     }
 }
 
-fn refuse<T>(reason: impl Into<String>) -> Result<T, DataError> {
-    Err(DataError::Npy(reason.into()))
+fn refuse<T>(reason: impl Into<String>) -> Result<T, NpyError> {
+    Err(NpyError(reason.into()))
 }
 
 /// Decodes a `.npy` file.
 ///
 /// # Errors
-/// [`DataError::Npy`] when it is none, of an unsupported kind, or of the wrong length.
-pub fn parse(bytes: &[u8]) -> Result<Array, DataError> {
+/// [`NpyError`] when it is none, of an unsupported kind, or of the wrong length.
+pub fn parse(bytes: &[u8]) -> Result<Array, NpyError> {
     let Some(rest) = bytes.strip_prefix(MAGIC) else { return refuse("it does not start with \\x93NUMPY") };
     let (header, body) = match rest {
         [1, _, low, high, rest @ ..] => rest.split_at_checked(usize::from(u16::from_le_bytes([*low, *high]))),
@@ -93,11 +96,11 @@ pub fn parse(bytes: &[u8]) -> Result<Array, DataError> {
         }
         _ => return refuse("its format version is not 1, 2 or 3"),
     }
-    .ok_or_else(|| DataError::Npy("it ends within its header".into()))?;
+    .ok_or_else(|| NpyError("it ends within its header".into()))?;
     if header.len() > MAX_HEADER {
         return refuse(format!("its header has more than {MAX_HEADER} bytes"));
     }
-    let header = str::from_utf8(header).map_err(|_| DataError::Npy("its header is not text".into()))?;
+    let header = str::from_utf8(header).map_err(|_| NpyError("its header is not text".into()))?;
     if field(header, "fortran_order").is_none_or(|value| !value.starts_with("False")) {
         return refuse("it is not in C order: save np.ascontiguousarray(a)");
     }
@@ -106,7 +109,7 @@ pub fn parse(bytes: &[u8]) -> Result<Array, DataError> {
         .iter()
         .try_fold(1usize, |product, &dim| product.checked_mul(dim))
         .filter(|&count| count <= body.len())
-        .ok_or_else(|| DataError::Npy("it ends before its last value".into()))?;
+        .ok_or_else(|| NpyError("it ends before its last value".into()))?;
     let kind = field(header, "descr").and_then(|value| value.strip_prefix('\'')).unwrap_or_default();
     let kind = kind.split('\'').next().unwrap_or_default();
     let values = match kind {
@@ -128,7 +131,7 @@ fn field<'a>(header: &'a str, name: &str) -> Option<&'a str> {
     after.trim_start().strip_prefix(':').map(str::trim_start)
 }
 
-fn shape(header: &str) -> Result<Vec<usize>, DataError> {
+fn shape(header: &str) -> Result<Vec<usize>, NpyError> {
     let inner = field(header, "shape")
         .and_then(|value| value.strip_prefix('('))
         .and_then(|value| value.split_once(')'))
@@ -138,12 +141,12 @@ fn shape(header: &str) -> Result<Vec<usize>, DataError> {
         .split(',')
         .map(str::trim)
         .filter(|dim| !dim.is_empty())
-        .map(|dim| dim.parse().map_err(|_| DataError::Npy(format!("dimension {dim:?} is not a number"))))
+        .map(|dim| dim.parse().map_err(|_| NpyError(format!("dimension {dim:?} is not a number"))))
         .collect::<Result<Vec<usize>, _>>()?;
     if dims.len() > MAX_RANK { refuse(format!("it has more than {MAX_RANK} dimensions")) } else { Ok(dims) }
 }
 
-fn words<const N: usize, T>(body: &[u8], count: usize, read: fn([u8; N]) -> T) -> Result<Vec<T>, DataError> {
+fn words<const N: usize, T>(body: &[u8], count: usize, read: fn([u8; N]) -> T) -> Result<Vec<T>, NpyError> {
     let (words, rest) = body.as_chunks::<N>();
     if words.len() != count || !rest.is_empty() {
         return refuse(format!("{} bytes of data are not {count} values of {N} bytes", body.len()));
