@@ -42,7 +42,7 @@ pub struct NamedArray {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
     /// A step that does not fit.
-    #[error("step {step}: field {problem}")]
+    #[error("step {step}: {problem}")]
     Step {
         /// Index of the step.
         step: usize,

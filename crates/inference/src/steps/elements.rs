@@ -20,12 +20,24 @@ pub(super) struct Elements {
 }
 
 enum Operation {
-    Scale { factor: f32, offset: f32 },
-    Normalise { mean: Channels, std: Channels },
+    Scale {
+        factor: f32,
+        offset: f32,
+    },
+    Normalise {
+        mean: Channels,
+        std: Channels,
+    },
     Multiply(Channels),
-    Clip { min: f32, max: f32 },
+    Clip {
+        min: f32,
+        max: f32,
+    },
     /// Rounded to whole numbers within the ends of an integer type.
-    Round { min: f32, max: f32 },
+    Round {
+        min: f32,
+        max: f32,
+    },
 }
 
 /// A value for each channel of an axis.

@@ -77,7 +77,8 @@ pub(super) fn resize(
         let (n, size) = (split.length, *size);
         if filter == Filter::Nearest || n == size {
             // `(o + 0.5) · n / size` in whole numbers, of 64 bits because the product needs them.
-            let nearest = (0..size).map(|o| Some(((2 * o as u64 + 1) * n as u64 / (2 * size as u64)) as usize));
+            let nearest =
+                (0..size).map(|o| Some(((2 * o as u64 + 1) * n as u64 / (2 * size as u64)) as usize));
             add_take(stages, *axis, &mut shape, nearest, 0.0);
             continue;
         }

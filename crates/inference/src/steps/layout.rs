@@ -98,7 +98,8 @@ impl Stage for Transpose {
     }
 
     fn run(&self, source: &[f32], target: &mut [f32], _: &mut Work) {
-        let (Some((row, outer)), Some((step, strides))) = (self.shape.split_last(), self.strides.split_last())
+        let (Some((row, outer)), Some((step, strides))) =
+            (self.shape.split_last(), self.strides.split_last())
         else {
             return;
         };

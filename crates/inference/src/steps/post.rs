@@ -32,7 +32,9 @@ impl Post {
         }
         for (step, one) in steps.iter().enumerate() {
             let tried = one.check().and_then(|()| apply(one, &mut arrays));
-            tried.and_then(|()| widest(one, &mut arrays)).map_err(|problem| StepError::Step { step, problem })?;
+            tried
+                .and_then(|()| widest(one, &mut arrays))
+                .map_err(|problem| StepError::Step { step, problem })?;
         }
         let outputs = arrays.into_iter().map(|output| (output.name, output.array.shape)).collect();
         Ok(Self { steps: steps.to_vec(), outputs })
@@ -205,7 +207,8 @@ fn argmax(array: &mut Array, axis: Option<usize>) -> Result<(), StepProblem> {
     for block in array.values.chunks_exact((length * inner).max(1)) {
         for offset in 0..inner {
             let line = block[offset..].iter().step_by(inner).enumerate();
-            let best = line.fold((0, f32::NEG_INFINITY), |best, (i, v)| if *v > best.1 { (i, *v) } else { best });
+            let best =
+                line.fold((0, f32::NEG_INFINITY), |best, (i, v)| if *v > best.1 { (i, *v) } else { best });
             result.push(best.0 as f32);
         }
     }

@@ -107,18 +107,20 @@ impl Pre {
             return Err(StepError::Length { got: input.len(), expected: self.elements });
         }
         let Scratch { front, back, work } = scratch;
+        // The references change places, not the buffers: each stage finds its own again on the next run.
+        let (mut current, mut next) = (front, back);
         let mut length = None;
         for stage in &self.stages {
-            let source = length.map_or(input, |length| &front[..length]);
+            let source = length.map_or(input, |length| &current[..length]);
             let needed = stage.length();
-            if back.len() < needed {
-                back.resize(needed, 0.0);
+            if next.len() < needed {
+                next.resize(needed, 0.0);
             }
-            stage.run(source, &mut back[..needed], work);
-            std::mem::swap(front, back);
+            stage.run(source, &mut next[..needed], work);
+            std::mem::swap(&mut current, &mut next);
             length = Some(needed);
         }
-        Ok(length.map_or(input, |length| &front[..length]))
+        Ok(length.map_or(input, |length| &current[..length]))
     }
 }
 

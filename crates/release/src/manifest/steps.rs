@@ -38,7 +38,7 @@ pub const MAX_RATE: u32 = 10_000_000;
 
 /// A field of a step that breaks its rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{field}` {rule}")]
+#[error("{} {rule}", if field.is_empty() { "the step".to_owned() } else { format!("field `{field}`") })]
 pub struct StepProblem {
     /// Name of the field; empty for the step as a whole.
     pub field: &'static str,

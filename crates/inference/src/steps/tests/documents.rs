@@ -30,7 +30,8 @@ fn examples_are_what_they_say() {
     let mut seen = String::new();
     for (number, block) in text.split("```toml\n").skip(1).enumerate() {
         let block = block.split("```").next().unwrap();
-        let example: Example = toml::from_str(block).unwrap_or_else(|e| panic!("example {number}: {e}\n{block}"));
+        let example: Example =
+            toml::from_str(block).unwrap_or_else(|e| panic!("example {number}: {e}\n{block}"));
         let shapes = block.lines().next().unwrap().trim_start_matches("# ");
         let (before, after) = shapes.split_once(" -> ").unwrap_or_else(|| panic!("no shapes: {block}"));
         let (before, after) = (arrays(before), arrays(after));
@@ -44,16 +45,45 @@ fn examples_are_what_they_say() {
         seen.push_str(block);
     }
     let pre = [
-        "scale", "normalise", "clip", "cast", "transpose", "reshape", "resize", "crop", "pad", "letterbox", "frame",
-        "window", "detrend", "fft", "stft", "log_mel", "one_hot", "tokenise",
+        "scale",
+        "normalise",
+        "clip",
+        "cast",
+        "transpose",
+        "reshape",
+        "resize",
+        "crop",
+        "pad",
+        "letterbox",
+        "frame",
+        "window",
+        "detrend",
+        "fft",
+        "stft",
+        "log_mel",
+        "one_hot",
+        "tokenise",
     ];
     let post = [
-        "softmax", "sigmoid", "scale", "transpose", "argmax", "top_k", "threshold", "label_map", "split", "keep",
-        "nms", "abstain",
+        "softmax",
+        "sigmoid",
+        "scale",
+        "transpose",
+        "argmax",
+        "top_k",
+        "threshold",
+        "label_map",
+        "split",
+        "keep",
+        "nms",
+        "abstain",
     ];
     for (list, steps) in [("pre", &pre[..]), ("post", &post[..])] {
         for step in steps {
-            assert!(seen.contains(&format!("[[{list}]]\nstep = \"{step}\"\n")), "no example of {list} {step}");
+            assert!(
+                seen.contains(&format!("[[{list}]]\nstep = \"{step}\"\n")),
+                "no example of {list} {step}"
+            );
         }
     }
 }

@@ -59,8 +59,11 @@ fn steps_work_on_the_output_they_name() {
     ]);
     let plan = plan(steps, &[("logits", &[3]), ("more", &[1]), ("aside", &[1])]).unwrap();
     assert_eq!(plan.outputs(), [("aside".to_owned(), vec![1]), ("logits".to_owned(), vec![2])]);
-    let mut outputs =
-        vec![named("logits", &[3], &[0.0, 9.0, 0.0]), named("more", &[1], &[1.0]), named("aside", &[1], &[2.0])];
+    let mut outputs = vec![
+        named("logits", &[3], &[0.0, 9.0, 0.0]),
+        named("more", &[1], &[1.0]),
+        named("aside", &[1], &[2.0]),
+    ];
     assert_eq!(plan.run(&mut outputs), Ok(Some(0.75)));
     assert_eq!(outputs, [named("aside", &[1], &[20.0]), named("logits", &[2], &[0.5, 0.5])]);
 }
@@ -89,11 +92,13 @@ fn misfits_name_the_step_and_the_field() {
         (json!([{"step": "split", "axis": 1, "lengths": [1, 1], "names": ["a", "b"]}]), 0, "lengths"),
         (json!([{"step": "split", "axis": 1, "lengths": [1, 2], "names": ["a", "y"]}]), 0, "names"),
         (json!([{"step": "keep", "outputs": ["x"]}, {"step": "sigmoid", "output": "y"}]), 1, "output"),
-        (json!([nms]), 0, "boxes"),
+        (json!([nms]), 0, "scores"),
         (json!([{"step": "abstain", "threshold": 2.0}]), 0, "threshold"),
     ] {
         match plan(steps.clone(), outputs) {
-            Err(StepError::Step { step: at, problem }) => assert_eq!((at, problem.field), (step, field), "{steps}"),
+            Err(StepError::Step { step: at, problem }) => {
+                assert_eq!((at, problem.field), (step, field), "{steps}")
+            }
             other => panic!("{steps}: {other:?}"),
         }
     }

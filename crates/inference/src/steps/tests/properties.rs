@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use farlight_release::manifest::steps::{
-    Border, BoxFormat, Centre, Filter, LogMel, Logarithm, MelNorm, MelScale, Nms, Spectrum, Stft, Suppress, Taper,
-    TokenUnit, Tokenise, Trend,
+    Border, BoxFormat, Centre, Filter, LogMel, Logarithm, MelNorm, MelScale, Nms, Spectrum, Stft, Suppress,
+    Taper, TokenUnit, Tokenise, Trend,
 };
 use farlight_release::manifest::{Datatype, PostStep, PreStep};
 use proptest::prelude::*;
@@ -107,12 +107,22 @@ fn pre_step() -> impl Strategy<Value = PreStep> {
             let (before, after) = (before[..n].to_vec(), after[..n].to_vec());
             PreStep::Pad { axes, before, after, border, value: 0.5 }
         }),
-        ([1..9_usize, 1..9_usize], filter())
-            .prop_map(|(size, filter)| PreStep::Letterbox { axes: [0, 1], size, filter, value: 0.0 }),
-        (one.clone(), 1..5_usize, 1..4_usize)
-            .prop_map(|(axis, length, stride)| PreStep::Frame { axis, length, stride }),
-        (one.clone(), taper, any::<bool>())
-            .prop_map(|(axis, taper, symmetric)| PreStep::Window { axis, taper, symmetric }),
+        ([1..9_usize, 1..9_usize], filter()).prop_map(|(size, filter)| PreStep::Letterbox {
+            axes: [0, 1],
+            size,
+            filter,
+            value: 0.0
+        }),
+        (one.clone(), 1..5_usize, 1..4_usize).prop_map(|(axis, length, stride)| PreStep::Frame {
+            axis,
+            length,
+            stride
+        }),
+        (one.clone(), taper, any::<bool>()).prop_map(|(axis, taper, symmetric)| PreStep::Window {
+            axis,
+            taper,
+            symmetric
+        }),
         (one.clone(), select(vec![Trend::Constant, Trend::Linear]))
             .prop_map(|(axis, kind)| PreStep::Detrend { axis, kind }),
         one.prop_map(|axis| PreStep::Fft { axis, output: Spectrum::Magnitude }),

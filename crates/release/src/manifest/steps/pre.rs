@@ -29,7 +29,7 @@ pub enum PreStep {
         /// Standard deviation of each channel, above 0.
         std: Vec<f32>,
     },
-    /// `min(max(x, min), max)`.
+    /// `min(max(x, min), max)`; what is not a number becomes `min`.
     Clip {
         /// Lowest value.
         min: f32,

@@ -3,8 +3,8 @@
 
 use super::rules::{Rule, ensure, finite, permutation};
 use super::{
-    Border, Centre, LogMel, MAX_CLASSES, MAX_FFT, MAX_FRAMES, MAX_ID, MAX_MELS, MAX_RATE, MAX_SIZE, MAX_TOKEN,
-    MAX_TOKENS, PreStep, StepProblem, Stft, TokenUnit, Tokenise,
+    Border, Centre, LogMel, MAX_CLASSES, MAX_FFT, MAX_FRAMES, MAX_ID, MAX_MELS, MAX_RATE, MAX_SIZE,
+    MAX_TOKEN, MAX_TOKENS, PreStep, StepProblem, Stft, TokenUnit, Tokenise,
 };
 use crate::manifest::check::{MAX_ELEMENTS, MAX_RANK};
 
@@ -168,12 +168,12 @@ impl Tokenise {
 
 /// Elements of a shape that has 1 to [`MAX_RANK`] axes and 1 to [`MAX_ELEMENTS`] elements.
 fn within_limits(field: &'static str, shape: &[usize]) -> Result<usize, StepProblem> {
-    let rule = || format!("makes {shape:?}, not 1 to {MAX_RANK} axes");
+    let rule = || format!("leads to shape {shape:?}, but an array has 1 to {MAX_RANK} axes");
     ensure((1..=MAX_RANK).contains(&shape.len()), field, rule())?;
     let elements = shape.iter().try_fold(1_usize, |all, axis| all.checked_mul(*axis));
     elements.filter(|elements| (1..=MAX_ELEMENTS).contains(elements)).ok_or_else(|| StepProblem {
         field,
-        rule: format!("makes {shape:?}, not 1 to {MAX_ELEMENTS} elements"),
+        rule: format!("leads to shape {shape:?}, but an array has 1 to {MAX_ELEMENTS} elements"),
     })
 }
 

@@ -114,7 +114,9 @@ fn each_broken_rule_of_a_postprocessing_step_names_its_field() {
 
 #[test]
 fn steps_of_older_manifests_are_read_and_written_as_before() {
-    for text in [r#"{"step":"scale","factor":0.5}"#, r#"{"step":"normalise","axis":0,"mean":[0.5],"std":[1.0]}"#] {
+    for text in
+        [r#"{"step":"scale","factor":0.5}"#, r#"{"step":"normalise","axis":0,"mean":[0.5],"std":[1.0]}"#]
+    {
         let step: PreStep = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&step).unwrap(), text);
     }
@@ -133,7 +135,8 @@ fn steps_of_older_manifests_are_read_and_written_as_before() {
 }
 
 fn number() -> impl Strategy<Value = usize> {
-    let edges = [0, 1, 2, 3, 7, 100, 65_535, 65_536, 65_537, 1 << 24, u32::MAX as usize, usize::MAX / 2, usize::MAX];
+    let edges =
+        [0, 1, 2, 3, 7, 100, 65_535, 65_536, 65_537, 1 << 24, u32::MAX as usize, usize::MAX / 2, usize::MAX];
     select(edges.to_vec())
 }
 
