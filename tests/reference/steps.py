@@ -157,6 +157,13 @@ def elements():
     mixed = given("mixed", np.array([[-3.5, -0.5, 0.5], [1.5, 2.5, 254.5], [255.5, 300.0, 7.2]]))
     saturated = np.clip(np.rint(mixed), 0, 255)
     case("cast", "mixed", [{"step": "cast", "datatype": "UINT8"}], saturated)
+    for name, kind in [("INT8", np.int8), ("UINT16", np.uint16), ("INT32", np.int32)]:
+        ends = np.iinfo(kind)
+        step = {"step": "cast", "datatype": name}
+        case(f"cast {name}", "mixed", [step], np.clip(np.rint(mixed), ends.min, ends.max))
+    third = given("third", np.array([1 / 3, 0.0, -0.0, 2049.0, 65504.0]))
+    case("cast FP16", "third", [{"step": "cast", "datatype": "FP16"}], third.astype(np.float16))
+    case("cast BOOL", "third", [{"step": "cast", "datatype": "BOOL"}], third.astype(bool))
     case("clip", "mixed", [{"step": "clip", "min": -1.0, "max": 2.0}], np.clip(mixed, -1, 2))
     case("scale", "mixed", [{"step": "scale", "factor": 2.0, "offset": -1.0}], mixed * 2 - 1)
     chain = [

@@ -2,6 +2,7 @@
 //! the fastest cache while the steps run over them one after the other.
 
 use farlight_release::manifest::{Datatype, PreStep};
+use half::f16;
 
 use super::layout::Split;
 use super::pre::{Stage, Work};
@@ -38,6 +39,10 @@ enum Operation {
         min: f32,
         max: f32,
     },
+    /// 1 unless it is 0.
+    Truth,
+    /// Rounded to half precision.
+    Half,
 }
 
 /// A value for each channel of an axis.
@@ -79,8 +84,8 @@ impl Elements {
                 std: Channels::new(std, *axis, shape),
             },
             PreStep::Clip { min, max } => Operation::Clip { min: *min, max: *max },
-            PreStep::Cast { datatype } => match integer(*datatype) {
-                Some((min, max)) => Operation::Round { min, max },
+            PreStep::Cast { datatype } => match cast(*datatype) {
+                Some(operation) => operation,
                 None => return,
             },
             PreStep::Window { axis, taper, symmetric } => {
@@ -123,6 +128,8 @@ impl Operation {
                 let number = if v.is_nan() { 0.0 } else { *v };
                 *v = number.max(*min).min(*max).round_ties_even();
             }),
+            Self::Truth => tile.iter_mut().for_each(|v| *v = f32::from(u8::from(*v != 0.0 && !v.is_nan()))),
+            Self::Half => tile.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32()),
         }
     }
 }
@@ -159,10 +166,20 @@ impl Channels {
     }
 }
 
-/// Ends of an integer type as floats; none for a type that holds what a 32-bit float does.
-fn integer(datatype: Datatype) -> Option<(f32, f32)> {
-    match datatype {
-        Datatype::Fp32 => None,
-        Datatype::Uint8 => Some((0.0, 255.0)),
-    }
+/// The rounding of a type; none for a type that holds what a 32-bit float does.
+fn cast(datatype: Datatype) -> Option<Operation> {
+    let (min, max) = match datatype {
+        Datatype::Bool => return Some(Operation::Truth),
+        Datatype::Uint8 => (0.0, f32::from(u8::MAX)),
+        Datatype::Uint16 => (0.0, f32::from(u16::MAX)),
+        Datatype::Uint32 => (0.0, u32::MAX as f32),
+        Datatype::Uint64 => (0.0, u64::MAX as f32),
+        Datatype::Int8 => (f32::from(i8::MIN), f32::from(i8::MAX)),
+        Datatype::Int16 => (f32::from(i16::MIN), f32::from(i16::MAX)),
+        Datatype::Int32 => (i32::MIN as f32, i32::MAX as f32),
+        Datatype::Int64 => (i64::MIN as f32, i64::MAX as f32),
+        Datatype::Fp16 => return Some(Operation::Half),
+        Datatype::Fp32 | Datatype::Fp64 | Datatype::Bytes => return None,
+    };
+    Some(Operation::Round { min, max })
 }

@@ -92,7 +92,7 @@ fn pre_step() -> impl Strategy<Value = PreStep> {
         (0.1..2.0_f32, -1.0..1.0_f32).prop_map(|(factor, offset)| PreStep::Scale { factor, offset }),
         channels.prop_map(|(axis, std)| PreStep::Normalise { axis, mean: std.clone(), std }),
         Just(PreStep::Clip { min: -1.0, max: 1.0 }),
-        Just(PreStep::Cast { datatype: Datatype::Uint8 }),
+        select(&Datatype::ALL[..]).prop_map(|datatype| PreStep::Cast { datatype }),
         axes().prop_map(|axes| PreStep::Transpose { axes }),
         prop::collection::vec(1..9_usize, 1..4).prop_map(|shape| PreStep::Reshape { shape }),
         (axes(), sizes(1..12), filter()).prop_map(|(axes, size, filter)| {

@@ -36,10 +36,10 @@ pub enum PreStep {
         /// Highest value, above `min`.
         max: f32,
     },
-    /// What the type would hold: for an integer the nearest whole number (halves to even), at most the
-    /// type's ends; what is not a number becomes 0.
+    /// What the type would hold, as a 32-bit float: for an integer the nearest whole number (halves to even), at
+    /// most the type's ends; for a truth value 1 unless `x` is 0; what is not a number becomes 0 in both.
     Cast {
-        /// The type.
+        /// The type, of numbers.
         datatype: Datatype,
     },
     /// Axis `k` of the result is axis `axes[k]`.

@@ -6,6 +6,7 @@ use super::{
     Border, Centre, LogMel, MAX_CLASSES, MAX_FFT, MAX_FRAMES, MAX_ID, MAX_MELS, MAX_RATE, MAX_SIZE,
     MAX_TOKEN, MAX_TOKENS, PreStep, StepProblem, Stft, TokenUnit, Tokenise,
 };
+use crate::manifest::Datatype;
 use crate::manifest::check::{MAX_ELEMENTS, MAX_RANK};
 
 type Shape = Result<Vec<usize>, StepProblem>;
@@ -40,7 +41,10 @@ impl PreStep {
                 ensure(min < max, "max", "must be above `min`")?;
                 same()
             }
-            Self::Cast { .. } => same(),
+            Self::Cast { datatype } => {
+                ensure(*datatype != Datatype::Bytes, "datatype", "must be of numbers")?;
+                same()
+            }
             Self::Transpose { axes } => {
                 permutation(axes, shape.len())?;
                 Ok(axes.iter().filter_map(|axis| shape.get(*axis).copied()).collect())

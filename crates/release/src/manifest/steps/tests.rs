@@ -29,6 +29,7 @@ fn each_broken_rule_of_a_step_names_its_field() {
         (&scale, json!({"factor": 0.0}), "factor"),
         (&scale, json!({"offset": 1e39}), "offset"),
         (&clip, json!({"max": 0.0}), "max"),
+        (&json!({"step": "cast", "datatype": "BYTES"}), json!({}), "datatype"),
         (&transpose, json!({"axes": [0, 0]}), "axes"),
         (&transpose, json!({"axes": [0]}), "axes"),
         (&reshape, json!({"shape": [7]}), "shape"),
