@@ -8,7 +8,7 @@ pub mod golden;
 mod pipeline;
 mod prediction;
 pub mod profile;
-mod steps;
+pub mod steps;
 pub mod tensor;
 
 pub use engine::{EngineError, Port};

@@ -1,71 +1,81 @@
-//! Preprocessing and postprocessing steps, in place. Shapes were checked when the pipeline was loaded.
+//! Preprocessing and postprocessing as the manifest declares them. A plan is made once when a release is
+//! loaded, with every shape and table; running it allocates nothing that lasts and cannot fail on data.
+//! `docs/pipeline.md` has the formulas.
 
+mod elements;
+mod image;
+mod layout;
+mod nms;
+mod post;
+mod pre;
+mod signal;
+mod spectrogram;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use farlight_release::manifest::steps::StepProblem;
 use farlight_release::manifest::{PostStep, PreStep};
 
-/// Applies the preprocessing steps to one item of `shape`, row-major.
-pub(crate) fn preprocess(steps: &[PreStep], shape: &[usize], values: &mut [f32]) {
-    for step in steps {
-        match step {
-            PreStep::Scale { factor } => values.iter_mut().for_each(|v| *v *= factor),
-            PreStep::Normalise { axis, mean, std } => {
-                let inner: usize = shape[axis + 1..].iter().product();
-                for (index, chunk) in values.chunks_mut(inner.max(1)).enumerate() {
-                    let channel = index % mean.len();
-                    let (mean, std) = (mean[channel], std[channel]);
-                    chunk.iter_mut().for_each(|v| *v = (*v - mean) / std);
-                }
-            }
-        }
-    }
+pub use post::Post;
+pub use pre::{Pre, Scratch};
+
+/// A row-major array of 32-bit floats.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    /// Length of each axis.
+    pub shape: Vec<usize>,
+    /// As many elements as the shape has.
+    pub values: Vec<f32>,
 }
 
-/// Applies the postprocessing steps to an output; returns the abstain threshold if one is declared.
-pub(crate) fn postprocess(steps: &[PostStep], values: &mut [f32]) -> Option<f32> {
-    let mut threshold = None;
-    for step in steps {
-        match step {
-            PostStep::Softmax => softmax(values),
-            PostStep::Abstain { threshold: t } => threshold = Some(*t),
-        }
-    }
-    threshold
+/// An array with the name of an output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedArray {
+    /// The output.
+    pub name: String,
+    /// Its elements.
+    pub array: Array,
 }
 
-/// Softmax with the maximum subtracted, so that large logits do not overflow.
-fn softmax(values: &mut [f32]) {
-    let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for value in values.iter_mut() {
-        *value = (*value - max).exp();
-        sum += *value;
-    }
-    values.iter_mut().for_each(|value| *value /= sum);
+/// Why a step cannot be planned or run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// A step that does not fit.
+    #[error("step {step}: {problem}")]
+    Step {
+        /// Index of the step.
+        step: usize,
+        /// The field and the rule it breaks.
+        problem: StepProblem,
+    },
+    /// More or fewer elements than planned for.
+    #[error("the array has {got} elements, its shape asks for {expected}")]
+    Length {
+        /// Elements received.
+        got: usize,
+        /// Elements of the shape.
+        expected: usize,
+    },
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+/// Applies the preprocessing steps to one item of `shape`; plans anew for each item.
+pub(crate) fn preprocess(steps: &[PreStep], shape: &[usize], values: &mut Vec<f32>) {
+    let mut scratch = Scratch::default();
+    let result = Pre::plan(steps, shape).and_then(|pre| pre.run(&mut scratch, values).map(<[f32]>::to_vec));
+    // The engine refuses what has no elements.
+    *values = result.unwrap_or_default();
+}
 
-    use super::*;
-
-    #[test]
-    fn normalise_uses_the_channel_of_its_axis() {
-        let mut values = [1.0, 2.0, 30.0, 40.0];
-        let step = PreStep::Normalise { axis: 0, mean: vec![1.0, 10.0], std: vec![1.0, 10.0] };
-        preprocess(&[step], &[2, 2], &mut values);
-        assert_eq!(values, [0.0, 1.0, 2.0, 3.0]);
-        let mut values = [1.0, 20.0, 3.0, 40.0];
-        let step = PreStep::Normalise { axis: 1, mean: vec![1.0, 10.0], std: vec![1.0, 10.0] };
-        preprocess(&[step], &[2, 2], &mut values);
-        assert_eq!(values, [0.0, 1.0, 2.0, 3.0]);
-    }
-
-    proptest! {
-        #[test]
-        fn softmax_is_a_distribution(mut values in prop::collection::vec(-1e30_f32..1e30, 1..20)) {
-            softmax(&mut values);
-            prop_assert!(values.iter().all(|v| (0.0..=1.0).contains(v)));
-            prop_assert!((values.iter().sum::<f32>() - 1.0).abs() < 1e-4);
-        }
-    }
+/// Applies the postprocessing steps to the one output; returns the abstain threshold if one is declared.
+pub(crate) fn postprocess(steps: &[PostStep], values: &mut Vec<f32>) -> Option<f32> {
+    let shape = vec![values.len()];
+    let post = Post::plan(steps, &[(String::new(), shape.clone())]);
+    let array = Array { shape, values: std::mem::take(values) };
+    let mut outputs = vec![NamedArray { name: String::new(), array }];
+    let threshold = post.and_then(|post| post.run(&mut outputs));
+    // Without values there is no answer: the prediction counts as not finite.
+    let first = outputs.into_iter().next().filter(|_| threshold.is_ok());
+    *values = first.map(|output| output.array.values).unwrap_or_default();
+    threshold.ok().flatten()
 }

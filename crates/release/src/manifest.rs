@@ -2,6 +2,7 @@
 //! `‹model›/‹version›.json`; everything below trusts it only as `Verified<Manifest>`.
 
 pub mod check;
+pub mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -11,6 +12,7 @@ use farlight_wire::ReleaseId;
 use serde::{Deserialize, Serialize};
 
 pub use check::ManifestError;
+pub use steps::{PostStep, PreStep};
 
 /// Version of the manifest format this build reads and writes.
 pub const FORMAT: u32 = 1;
@@ -228,39 +230,6 @@ pub enum OnViolation {
     Refuse,
     /// Answer, flag and count it; elements that are not finite become 0.
     Flag,
-}
-
-/// A preprocessing step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "step", rename_all = "snake_case", deny_unknown_fields)]
-pub enum PreStep {
-    /// `x * factor`.
-    Scale {
-        /// The factor.
-        factor: f32,
-    },
-    /// `(x - mean[c]) / std[c]` over the channels of `axis` (0 is the first after the batch).
-    Normalise {
-        /// Axis of the channels.
-        axis: usize,
-        /// Mean of each channel.
-        mean: Vec<f32>,
-        /// Standard deviation of each channel, above 0.
-        std: Vec<f32>,
-    },
-}
-
-/// A postprocessing step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "step", rename_all = "snake_case", deny_unknown_fields)]
-pub enum PostStep {
-    /// Logits to probabilities.
-    Softmax,
-    /// Withhold the class when the best score is below `threshold`.
-    Abstain {
-        /// Lowest score that counts as an answer.
-        threshold: f32,
-    },
 }
 
 /// One file that can run.

@@ -9,9 +9,9 @@ use serde::Deserialize;
 use crate::blob::{self, FetchError};
 use crate::canonical::{self, Fractions};
 use crate::digest;
+use crate::manifest::steps::StepProblem;
 use crate::manifest::{
-    Blob, Datatype, FORMAT, FeatureProfile, MAX_MANIFEST, Manifest, PostStep, PreStep, Profile, Task, TensorSpec,
-    Variant,
+    Blob, Datatype, FORMAT, FeatureProfile, MAX_MANIFEST, Manifest, PostStep, Profile, Task, TensorSpec, Variant,
 };
 use crate::verified::Verified;
 
@@ -87,6 +87,15 @@ type Check = Result<(), ManifestError>;
 
 fn invalid<T>(field: impl Into<String>, rule: impl Into<String>) -> Result<T, ManifestError> {
     Err(ManifestError::Invalid { field: field.into(), rule: rule.into() })
+}
+
+/// The refusal of step `i` of the list `list`.
+fn broken<T>(list: &str, i: usize, problem: StepProblem) -> Result<T, ManifestError> {
+    let field = match problem.field {
+        "" => format!("{list}[{i}]"),
+        name => format!("{list}[{i}].{name}"),
+    };
+    invalid(field, problem.rule)
 }
 
 impl Manifest {
@@ -179,46 +188,22 @@ impl Manifest {
         if self.post.len() > MAX_STEPS {
             return invalid("post", format!("has more than {MAX_STEPS} steps"));
         }
+        let mut shape = self.input.shape.clone();
         for (i, step) in self.pre.iter().enumerate() {
-            let field = |name: &str| format!("pre[{i}].{name}");
-            match step {
-                PreStep::Scale { factor } => {
-                    if !factor.is_finite() || *factor == 0.0 {
-                        return invalid(field("factor"), "must be finite and not 0");
-                    }
-                }
-                PreStep::Normalise { axis, mean, std } => {
-                    let Some(channels) = self.input.shape.get(*axis) else {
-                        return invalid(field("axis"), "must be an axis of `input.shape`");
-                    };
-                    for (name, values) in [("mean", mean), ("std", std)] {
-                        if values.len() != *channels {
-                            return invalid(
-                                field(name),
-                                format!("must have {channels} values, as axis {axis} of the input"),
-                            );
-                        }
-                    }
-                    all_finite(&field("mean"), mean)?;
-                    all_finite(&field("std"), std)?;
-                    if !std.iter().all(|s| *s > 0.0) {
-                        return invalid(field("std"), "must be above 0 everywhere");
-                    }
-                }
-            }
+            shape = step.shape(&shape).or_else(|problem| broken("pre", i, problem))?;
         }
         for (i, step) in self.post.iter().enumerate() {
-            match step {
-                PostStep::Softmax if i > 0 => {
-                    return invalid(format!("post[{i}]"), "softmax can only be the first step");
-                }
-                PostStep::Abstain { threshold } if !(0.0..=1.0).contains(threshold) => {
-                    return invalid(format!("post[{i}].threshold"), "must be from 0 to 1");
-                }
-                PostStep::Softmax | PostStep::Abstain { .. } if self.task != Task::Classification => {
-                    return invalid(format!("post[{i}]"), "needs a classification");
-                }
-                PostStep::Softmax | PostStep::Abstain { .. } => {}
+            step.check().or_else(|problem| broken("post", i, problem))?;
+            let softmax_of = |step: &PostStep| match step {
+                PostStep::Softmax { output, .. } => Some(output.clone()),
+                _ => None,
+            };
+            let output = softmax_of(step);
+            if output.is_some() && self.post.iter().take(i).any(|before| softmax_of(before) == output) {
+                return invalid(format!("post[{i}]"), "is a second softmax of the same output");
+            }
+            if matches!(step, PostStep::Abstain { .. }) && self.task != Task::Classification {
+                return invalid(format!("post[{i}]"), "needs a classification");
             }
         }
         Ok(())
