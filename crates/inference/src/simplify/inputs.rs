@@ -1,0 +1,98 @@
+//! Applies what a release fixes to the inputs of a graph: shapes, and inputs that become constants.
+
+use std::collections::HashSet;
+
+use farlight_onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
+use farlight_onnx::proto::type_proto::{Tensor, Value as TypeValue};
+use farlight_onnx::proto::{GraphProto, TensorShapeProto, ValueInfoProto};
+
+use super::{Report, Simplify, SimplifyError};
+
+/// ONNX element type f16.
+pub(super) const FLOAT16: i32 = 10;
+
+/// Fixes the inputs of `graph` as `options` say.
+pub(super) fn fix(
+    graph: &mut GraphProto,
+    options: &Simplify,
+    report: &mut Report,
+) -> Result<(), SimplifyError> {
+    for (name, constant) in &options.constants {
+        if options.shapes.contains_key(name) {
+            return Err(SimplifyError::ConstantWithShape(name.clone()));
+        }
+        let tensor = tensor_type(find(graph, name)?);
+        let given = constant.data().element();
+        if let Some(declared) = tensor.as_ref().map(|tensor| tensor.elem_type())
+            && declared != given
+        {
+            return Err(SimplifyError::Element { name: name.clone(), declared, given });
+        }
+        fits(name, tensor.as_ref(), constant.shape())?;
+        graph.input.retain(|input| input.name() != name);
+        graph.initializer.retain(|tensor| tensor.name() != name);
+        graph.initializer.push(constant.to_proto(name));
+        report.constants.push(name.clone());
+    }
+    // An initialiser that is an input as well is a default; engines here never pass such an input.
+    let defaults: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name()).collect();
+    graph.input.retain(|input| !defaults.contains(input.name()));
+    for (name, shape) in &options.shapes {
+        let input = find(graph, name)?;
+        fits(name, tensor_type(input).as_ref(), shape)?;
+        fix_shape(input, shape);
+        report.shapes.push(name.clone());
+    }
+    Ok(())
+}
+
+fn find<'a>(graph: &'a mut GraphProto, name: &str) -> Result<&'a mut ValueInfoProto, SimplifyError> {
+    let inputs = graph.input.iter().map(|input| input.name().to_owned()).collect();
+    let input = graph.input.iter_mut().find(|input| input.name() == name);
+    input.ok_or_else(|| SimplifyError::UnknownInput { name: name.to_owned(), inputs })
+}
+
+fn tensor_type(input: &ValueInfoProto) -> Option<Tensor> {
+    match input.r#type.as_ref().and_then(|kind| kind.value.as_ref()) {
+        Some(TypeValue::TensorType(tensor)) => Some(tensor.clone()),
+        _ => None,
+    }
+}
+
+/// Whether `given` has the rank and the sizes that the file fixes. Sizes below zero are open, as old exporters wrote.
+fn fits(name: &str, tensor: Option<&Tensor>, given: &[usize]) -> Result<(), SimplifyError> {
+    let Some(shape) = tensor.and_then(|tensor| tensor.shape.as_ref()) else { return Ok(()) };
+    let sizes: Vec<Option<usize>> = shape.dim.iter().map(size).collect();
+    let fit = |(declared, given): (&Option<usize>, &usize)| declared.is_none_or(|declared| declared == *given);
+    if sizes.len() == given.len() && sizes.iter().zip(given).all(fit) {
+        return Ok(());
+    }
+    let text = |size: &Option<usize>| size.map_or_else(|| "?".to_owned(), |size| size.to_string());
+    let declared = format!("[{}]", sizes.iter().map(text).collect::<Vec<_>>().join(", "));
+    Err(SimplifyError::Shape { name: name.to_owned(), declared, given: given.to_vec() })
+}
+
+/// A size that the file fixes. Exporters write 0 for an open size, too.
+fn size(dim: &Dimension) -> Option<usize> {
+    match dim.value {
+        Some(DimValue::DimValue(size)) => usize::try_from(size).ok().filter(|size| *size > 0),
+        _ => None,
+    }
+}
+
+fn fix_shape(input: &mut ValueInfoProto, shape: &[usize]) {
+    let dim = |size: &usize| Dimension {
+        value: Some(DimValue::DimValue(i64::try_from(*size).unwrap_or(i64::MAX))),
+        ..Dimension::default()
+    };
+    if let Some(TypeValue::TensorType(tensor)) =
+        input.r#type.as_mut().and_then(|kind| kind.value.as_mut())
+    {
+        tensor.shape = Some(TensorShapeProto { dim: shape.iter().map(dim).collect() });
+    }
+}
+
+/// Whether an input is declared as f16.
+pub(super) fn is_half(input: &ValueInfoProto) -> bool {
+    tensor_type(input).is_some_and(|tensor| tensor.elem_type() == FLOAT16)
+}

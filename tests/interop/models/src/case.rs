@@ -1,0 +1,98 @@
+//! One folder that `reference.py` wrote: a model, its inputs, and what ONNX Runtime gave for them.
+//! Arrays are files of little-endian numbers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use farlight_inference::simplify::{Array, Simplify};
+use serde::Deserialize;
+
+/// An array on disk.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Stored {
+    element: i32,
+    shape: Vec<usize>,
+    file: String,
+}
+
+/// What a model is expected to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Expectation {
+    /// It runs and gives what ONNX Runtime gives.
+    Runs,
+    /// It is refused, naming the operator.
+    Refused,
+}
+
+/// One call: inputs by name, and expected outputs by name. Inputs that carry state are only in the first.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Call {
+    inputs: BTreeMap<String, Stored>,
+    outputs: BTreeMap<String, Stored>,
+}
+
+/// The file `case.json`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Case {
+    /// Its name in the table.
+    pub(crate) name: String,
+    /// What is expected of it.
+    pub(crate) expect: Expectation,
+    /// An operator that a refusal must name.
+    #[serde(default)]
+    pub(crate) operator: Option<String>,
+    shapes: BTreeMap<String, Vec<usize>>,
+    constants: BTreeMap<String, Stored>,
+    /// State: output to the input that takes it in the next call.
+    pub(crate) state: BTreeMap<String, String>,
+    /// Inputs that remain, in the order of the file.
+    pub(crate) inputs: Vec<String>,
+    /// Outputs, in the order of the file.
+    pub(crate) outputs: Vec<String>,
+    calls: Vec<Call>,
+    /// Median of ONNX Runtime on one thread, in microseconds.
+    pub(crate) ort_p50_us: f64,
+    #[serde(skip)]
+    folder: PathBuf,
+}
+
+impl Case {
+    /// Reads the case in `folder`.
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("case.json");
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let case: Self = serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
+        Ok(Self { folder: folder.to_owned(), ..case })
+    }
+
+    /// The model as its package has it.
+    pub(crate) fn model(&self) -> Result<Vec<u8>> {
+        let path = self.folder.join("model.onnx");
+        fs::read(&path).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// What a release would fix about it.
+    pub(crate) fn options(&self) -> Result<Simplify> {
+        let constants = self.arrays(&self.constants)?.into_iter().collect();
+        Ok(Simplify { constants, shapes: self.shapes.clone() })
+    }
+
+    /// Inputs and expected outputs, call by call.
+    pub(crate) fn calls(&self) -> Result<Vec<(HashMap<String, Array>, HashMap<String, Array>)>> {
+        self.calls.iter().map(|call| Ok((self.arrays(&call.inputs)?, self.arrays(&call.outputs)?))).collect()
+    }
+
+    fn arrays(&self, stored: &BTreeMap<String, Stored>) -> Result<HashMap<String, Array>> {
+        let array = |(name, stored): (&String, &Stored)| {
+            let path = self.folder.join(&stored.file);
+            let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            let array = Array::from_le_bytes(stored.element, stored.shape.clone(), &bytes);
+            Ok((name.clone(), array.with_context(|| format!("{}: {name}", path.display()))?))
+        };
+        stored.iter().map(array).collect()
+    }
+}

@@ -1,0 +1,150 @@
+//! Simplifies each model of a folder that `reference.py` wrote, runs it, and compares with ONNX Runtime.
+//! Prints a table; ends with 1 when a model does not do what is expected of it. Run by `tests/interop/run models`.
+#![expect(clippy::print_stdout, reason = "the table is the product")]
+
+mod case;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use case::{Case, Expectation};
+use farlight_inference::simplify::fold::Plan;
+use farlight_inference::simplify::{Array, Data, Report, simplify, unsupported};
+
+/// Largest relative error that counts as equal.
+const MAX_ERROR: f64 = 1e-3;
+/// Timed calls of one model end after this many or this long, whichever is first.
+const TIMED: (usize, Duration) = (2_000, Duration::from_secs(3));
+
+fn main() -> Result<ExitCode> {
+    let folder = PathBuf::from(std::env::args_os().nth(1).context("usage: interop-models FOLDER")?);
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .with_context(|| format!("read {}", folder.display()))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    folders.retain(|folder| folder.join("case.json").is_file());
+    folders.sort();
+    ensure!(!folders.is_empty(), "no cases in {}", folder.display());
+    println!("| model | result | max relative error | tract p50 µs | ORT p50 µs | simplified |");
+    println!("|---|---|---|---|---|---|");
+    let mut failed = 0;
+    for folder in &folders {
+        failed += usize::from(!examine(folder)?);
+    }
+    println!("\n{} models, {failed} not as expected", folders.len());
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints the row of one model; whether it does what is expected.
+fn examine(folder: &Path) -> Result<bool> {
+    let case = Case::read(folder)?;
+    match run(&case) {
+        Ok(row) => {
+            let good = case.expect == Expectation::Runs && row.error <= MAX_ERROR;
+            let result = if good { "equal" } else { "**not as expected**" };
+            println!(
+                "| {} | {result} | {:.1e} | {} | {} | {} |",
+                case.name,
+                row.error,
+                micros(row.p50_us),
+                micros(case.ort_p50_us),
+                summary(&row.report)
+            );
+            Ok(good)
+        }
+        Err(error) => {
+            let text = format!("{error:#}").replace('\n', " ").replace('|', "\\|");
+            let named = case.operator.as_ref().is_none_or(|operator| text.contains(operator.as_str()));
+            let good = case.expect == Expectation::Refused && named;
+            let result = if good { "refused" } else { "**not as expected**" };
+            println!("| {} | {result}: {text} | – | – | {} | – |", case.name, micros(case.ort_p50_us));
+            Ok(good)
+        }
+    }
+}
+
+fn micros(us: f64) -> String {
+    if us < 100.0 { format!("{us:.1}") } else { format!("{us:.0}") }
+}
+
+fn summary(report: &Report) -> String {
+    let folded: usize = report.folded.values().sum();
+    format!("{} If inlined, {folded} nodes folded, {} dropped", report.inlined.len(), report.dropped)
+}
+
+/// What one model gave.
+struct Row {
+    error: f64,
+    p50_us: f64,
+    report: Report,
+}
+
+fn run(case: &Case) -> Result<Row> {
+    let simplified = simplify(&case.model()?, &case.options()?)?;
+    if std::env::var_os("FARLIGHT_KEEP").is_some() {
+        std::fs::write(format!("{}.simplified.onnx", case.name), &simplified.onnx)?;
+    }
+    let refused = unsupported(&simplified.onnx)?;
+    if !refused.is_empty() {
+        bail!("{}", refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
+    }
+    let plan = Plan::load(&simplified.onnx).map_err(anyhow::Error::msg)?;
+    let mut state: HashMap<String, Array> = HashMap::new();
+    let (mut error, mut first) = (0.0_f64, None);
+    for (mut inputs, expected) in case.calls()? {
+        inputs.extend(state.drain());
+        let in_order = case.inputs.iter().map(|name| {
+            inputs.remove(name).with_context(|| format!("no input {name:?}"))
+        });
+        let in_order: Vec<Array> = in_order.collect::<Result<_>>()?;
+        let outputs = plan.run(&in_order).map_err(anyhow::Error::msg)?;
+        first.get_or_insert(in_order);
+        ensure!(outputs.len() == case.outputs.len(), "{} outputs", outputs.len());
+        for (name, output) in case.outputs.iter().zip(outputs) {
+            let expected = expected.get(name).with_context(|| format!("no output {name:?}"))?;
+            error = error.max(difference(&output, expected)?);
+            if let Some(input) = case.state.get(name) {
+                state.insert(input.clone(), output);
+            }
+        }
+    }
+    let inputs = first.context("no calls")?;
+    Ok(Row { error, p50_us: p50(&plan, &inputs)?, report: simplified.report })
+}
+
+/// `max |a - b| / max(1e-6 + |b|)` over a tensor.
+fn difference(found: &Array, expected: &Array) -> Result<f64> {
+    ensure!(found.shape() == expected.shape(), "shape {:?}, not {:?}", found.shape(), expected.shape());
+    ensure!(found.data().element() == expected.data().element(), "element {}", found.data().element());
+    let (found, expected) = (numbers(found), numbers(expected));
+    let scale = expected.iter().fold(0.0_f64, |scale, value| scale.max(value.abs())) + 1e-6;
+    let far = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+    // A difference that is no number is the largest there is.
+    Ok(far.fold(0.0_f64, |most, far| if far.is_nan() { f64::INFINITY } else { most.max(far) }) / scale)
+}
+
+fn numbers(array: &Array) -> Vec<f64> {
+    match array.data() {
+        Data::Bool(v) => v.iter().map(|v| f64::from(u8::from(*v))).collect(),
+        Data::U8(v) => v.iter().map(|v| f64::from(*v)).collect(),
+        Data::I8(v) => v.iter().map(|v| f64::from(*v)).collect(),
+        Data::I32(v) => v.iter().map(|v| f64::from(*v)).collect(),
+        Data::I64(v) => v.iter().map(|v| *v as f64).collect(),
+        Data::F32(v) => v.iter().map(|v| f64::from(*v)).collect(),
+        Data::F64(v) => v.clone(),
+    }
+}
+
+fn p50(plan: &Plan, inputs: &[Array]) -> Result<f64> {
+    let (start, mut times) = (Instant::now(), Vec::new());
+    while times.len() < TIMED.0 && start.elapsed() < TIMED.1 {
+        let call = Instant::now();
+        plan.run(inputs).map_err(anyhow::Error::msg)?;
+        times.push(call.elapsed().as_secs_f64() * 1e6);
+    }
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().context("no calls")
+}
