@@ -5,7 +5,9 @@ use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use farlight_onnx::proto::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
+use farlight_onnx::proto::{
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
+};
 use farlight_onnx::{Limits, Model};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::Factoid;
@@ -55,7 +57,10 @@ pub(super) fn shapes(onnx: &[u8], wanted: &HashSet<String>) -> HashMap<String, V
             let outlet = parsed.outlets_by_name.get(name)?;
             let fact = parsed.model.outlet_fact(*outlet).ok()?;
             let dims = fact.shape.concretize()?;
-            let dims = dims.iter().map(|dim| usize::try_from(dim.to_i64().ok()?).ok()).collect::<Option<Vec<usize>>>()?;
+            let dims = dims
+                .iter()
+                .map(|dim| usize::try_from(dim.to_i64().ok()?).ok())
+                .collect::<Option<Vec<usize>>>()?;
             Some((name.clone(), dims))
         });
         Ok(known.collect())

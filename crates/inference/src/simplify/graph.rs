@@ -46,7 +46,8 @@ pub(super) fn each<'a>(graph: &'a GraphProto, see: &mut dyn FnMut(&'a GraphProto
 pub(super) fn prune(graph: &mut GraphProto) -> usize {
     let mut producers: HashMap<&str, usize> = HashMap::new();
     for (index, node) in graph.node.iter().enumerate() {
-        producers.extend(node.output.iter().filter(|name| !name.is_empty()).map(|name| (name.as_str(), index)));
+        producers
+            .extend(node.output.iter().filter(|name| !name.is_empty()).map(|name| (name.as_str(), index)));
     }
     let mut needed: HashSet<String> = HashSet::new();
     let mut kept = vec![false; graph.node.len()];

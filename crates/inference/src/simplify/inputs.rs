@@ -63,7 +63,8 @@ fn tensor_type(input: &ValueInfoProto) -> Option<Tensor> {
 fn fits(name: &str, tensor: Option<&Tensor>, given: &[usize]) -> Result<(), SimplifyError> {
     let Some(shape) = tensor.and_then(|tensor| tensor.shape.as_ref()) else { return Ok(()) };
     let sizes: Vec<Option<usize>> = shape.dim.iter().map(size).collect();
-    let fit = |(declared, given): (&Option<usize>, &usize)| declared.is_none_or(|declared| declared == *given);
+    let fit =
+        |(declared, given): (&Option<usize>, &usize)| declared.is_none_or(|declared| declared == *given);
     if sizes.len() == given.len() && sizes.iter().zip(given).all(fit) {
         return Ok(());
     }
@@ -85,9 +86,7 @@ fn fix_shape(input: &mut ValueInfoProto, shape: &[usize]) {
         value: Some(DimValue::DimValue(i64::try_from(*size).unwrap_or(i64::MAX))),
         ..Dimension::default()
     };
-    if let Some(TypeValue::TensorType(tensor)) =
-        input.r#type.as_mut().and_then(|kind| kind.value.as_mut())
-    {
+    if let Some(TypeValue::TensorType(tensor)) = input.r#type.as_mut().and_then(|kind| kind.value.as_mut()) {
         tensor.shape = Some(TensorShapeProto { dim: shape.iter().map(dim).collect() });
     }
 }

@@ -7,9 +7,9 @@ use farlight_onnx::proto::{GraphProto, NodeProto, TensorProto};
 use farlight_onnx::{Model, tensor};
 
 use super::array::{Array, Data};
+use super::fold;
 use super::graph::{attribute, defined, inner_mut, is_standard};
 use super::rename::Names;
-use super::fold;
 
 /// Most elements that are computed for one node, by an upper bound known beforehand. Shapes, axes, indices and
 /// conditions have a few; what is larger is weights, and folding those would only make the file larger.
@@ -18,11 +18,56 @@ const MAX_ELEMENTS: usize = 4_096;
 /// The operators that are computed: those that shapes and conditions are made with. Each gives at most as many
 /// elements as the product (or the sum) of those of its inputs, except the four that [`bound`] looks into.
 const FOLDABLE: &[&str] = &[
-    "Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div", "Equal", "Exp", "Expand", "Flatten",
-    "Floor", "Gather", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Log", "Max", "Min", "Mod",
-    "Mul", "Neg", "NonZero", "Not", "Or", "Pow", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum",
-    "Reshape", "Round", "ScatterND", "Sign", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose",
-    "Unsqueeze", "Where", "Xor",
+    "Abs",
+    "Add",
+    "And",
+    "Cast",
+    "Ceil",
+    "Clip",
+    "Concat",
+    "ConstantOfShape",
+    "Div",
+    "Equal",
+    "Exp",
+    "Expand",
+    "Flatten",
+    "Floor",
+    "Gather",
+    "Greater",
+    "GreaterOrEqual",
+    "Identity",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "Max",
+    "Min",
+    "Mod",
+    "Mul",
+    "Neg",
+    "NonZero",
+    "Not",
+    "Or",
+    "Pow",
+    "Range",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceProd",
+    "ReduceSum",
+    "Reshape",
+    "Round",
+    "ScatterND",
+    "Sign",
+    "Slice",
+    "Split",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Sum",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
+    "Xor",
 ];
 
 /// The small constants that a graph sees: its own and those of the graphs around it.
@@ -138,7 +183,11 @@ impl Rewriter {
     ) -> Option<Vec<TensorProto>> {
         let first = node.output.first()?;
         let is_output = node.output.iter().any(|name| outputs.contains(name));
-        if !is_standard(node) || !FOLDABLE.contains(&node.op_type()) || is_output || self.refused.contains(first) {
+        if !is_standard(node)
+            || !FOLDABLE.contains(&node.op_type())
+            || is_output
+            || self.refused.contains(first)
+        {
             return None;
         }
         let mut inputs: BTreeMap<&str, &TensorProto> = BTreeMap::new();
@@ -150,10 +199,9 @@ impl Rewriter {
         if bound(node.op_type(), &in_order)? > MAX_ELEMENTS {
             return None;
         }
-        let named = inputs.iter().map(|(name, tensor)| TensorProto {
-            name: Some((*name).to_owned()),
-            ..(*tensor).clone()
-        });
+        let named = inputs
+            .iter()
+            .map(|(name, tensor)| TensorProto { name: Some((*name).to_owned()), ..(*tensor).clone() });
         let results = fold::evaluate(node, named.collect(), self.opset)
             .filter(|results| results.iter().all(|array| array.data().len() <= MAX_ELEMENTS));
         if results.is_none() {

@@ -52,7 +52,8 @@ pub fn unsupported(onnx: &[u8]) -> Result<Vec<Unsupported>, OnnxError> {
         let uses = Uses::of(graph);
         for node in &graph.node {
             let missing = !DOMAINS.contains(&node.domain()) || !known.contains(node.op_type());
-            let reason = if missing { Some("the engine does not have it") } else { wrong(node, &uses, has_halves) };
+            let reason =
+                if missing { Some("the engine does not have it") } else { wrong(node, &uses, has_halves) };
             let Some(reason) = reason else { continue };
             let (operator, domain) = (node.op_type().to_owned(), node.domain().to_owned());
             if seen.insert((operator.clone(), domain.clone(), reason)) {
@@ -97,13 +98,17 @@ fn wrong(node: &NodeProto, uses: &Uses<'_>, has_halves: bool) -> Option<&'static
         "LSTM" | "GRU" | "RNN" if text("direction") == Some(b"reverse") => {
             Some("the engine computes direction \"reverse\" wrongly; use \"forward\" on a reversed sequence")
         }
-        "Celu" if has_halves => Some("the engine computes it wrongly for f16; use f32"),
+        "Celu" if has_halves || attribute(node, "alpha").is_some_and(|alpha| alpha.f() != 1.0) => {
+            Some("the engine is right for f32 and alpha 1 only; use Elu")
+        }
         "SpaceToDepth" if text("mode") == Some(b"CRD") => {
             Some("the engine computes mode \"CRD\" wrongly; use \"DCR\"")
         }
         "Softmax" | "LogSoftmax" => {
             let input = node.input.first().and_then(|name| uses.made_by.get(name.as_str()));
-            let quantized = node.output.first().is_some_and(|name| uses.taken_by_quantize.contains(name.as_str()));
+            let quantized =
+                node.output.first().is_some_and(|name| uses.taken_by_quantize.contains(name.as_str()));
+            // tract takes what stands between the two for a function of one number, and makes a table of it.
             (quantized && input == Some(&"DequantizeLinear"))
                 .then_some("the engine computes it wrongly between quantised tensors; quantise Conv, Gemm and MatMul only")
         }
@@ -115,11 +120,103 @@ fn wrong(node: &NodeProto, uses: &Uses<'_>, has_halves: bool) -> Option<&'static
 fn has_halves(graph: &GraphProto) -> bool {
     let mut found = false;
     each(graph, &mut |graph| {
-        let constants = graph.node.iter().flat_map(|node| &node.attribute).filter_map(|value| value.t.as_ref());
+        let constants =
+            graph.node.iter().flat_map(|node| &node.attribute).filter_map(|value| value.t.as_ref());
         found |= graph.initializer.iter().chain(constants).any(|tensor| tensor.data_type() == FLOAT16);
         found |= graph.input.iter().any(is_half);
         let casts = graph.node.iter().filter(|node| node.op_type() == "Cast");
         found |= casts.filter_map(|node| attribute(node, "to")).any(|to| to.i() == i64::from(FLOAT16));
     });
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use farlight_onnx::builder::{float, text};
+    use farlight_onnx::proto::attribute_proto::AttributeType;
+    use farlight_onnx::proto::{AttributeProto, TensorProto};
+    use farlight_onnx::{Dim, GraphBuilder};
+
+    use super::*;
+
+    fn found(graph: GraphBuilder, change: impl FnOnce(&mut GraphProto)) -> Vec<String> {
+        let mut model = graph.finish().unwrap();
+        change(model.graph_mut());
+        unsupported(&model.to_bytes()).unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    fn small() -> GraphBuilder {
+        GraphBuilder::new("g").input("x", &[Dim::Fixed(2)]).output("y", &[Dim::Fixed(2)])
+    }
+
+    #[test]
+    fn a_graph_that_runs_has_nothing_unsupported() {
+        assert!(found(small().node("Relu", &["x"], &["y"], &[]), |_| ()).is_empty());
+        let alpha = |alpha| small().node("Celu", &["x"], &["y"], &[float("alpha", alpha)]);
+        assert!(found(alpha(1.0), |_| ()).is_empty());
+        assert_eq!(found(alpha(0.5), |_| ()).len(), 1);
+    }
+
+    #[test]
+    fn missing_operators_are_named_once_with_their_first_node() {
+        let graph = small().node("ZipMap", &["x"], &["a"], &[]).node("ZipMap", &["a"], &["y"], &[]);
+        let named = found(graph, |graph| {
+            graph.node.iter_mut().for_each(|node| node.domain = Some("ai.onnx.ml".into()));
+        });
+        assert_eq!(named, [r#"operator ai.onnx.ml.ZipMap (node "a"): the engine does not have it"#]);
+    }
+
+    #[test]
+    fn an_operator_of_an_unknown_domain_is_not_taken_for_one_of_that_name() {
+        let named = found(small().node("Relu", &["x"], &["y"], &[]), |graph| {
+            graph.node[0].domain = Some("com.example".into());
+            graph.node[0].name = None;
+        });
+        assert_eq!(named, [r#"operator com.example.Relu (node "y"): the engine does not have it"#]);
+    }
+
+    #[test]
+    fn branches_are_looked_into() {
+        let branch = small().node("Loop", &["x"], &["y"], &[]).finish().unwrap().graph().clone();
+        let attribute = AttributeProto {
+            name: Some("then_branch".into()),
+            r#type: Some(AttributeType::Graph as i32),
+            g: Some(branch),
+            ..AttributeProto::default()
+        };
+        let named = found(small().node("If", &["c"], &["y"], &[attribute]), |_| ());
+        assert_eq!(named, [r#"operator Loop (node "y"): the engine does not have it"#]);
+    }
+
+    #[test]
+    fn forms_that_tract_computes_wrongly_are_named() {
+        for operator in ["LSTM", "GRU", "RNN"] {
+            let with = |direction| small().node(operator, &["x"], &["y"], &[text("direction", direction)]);
+            assert!(found(with("forward"), |_| ()).is_empty());
+            assert!(found(with("bidirectional"), |_| ()).is_empty());
+            assert!(found(with("reverse"), |_| ())[0].contains(operator));
+        }
+        let with = |mode| small().node("SpaceToDepth", &["x"], &["y"], &[text("mode", mode)]);
+        assert!(found(with("DCR"), |_| ()).is_empty());
+        assert_eq!(found(with("CRD"), |_| ()).len(), 1);
+        let half = small().tensor(TensorProto { data_type: Some(FLOAT16), ..TensorProto::default() }).node(
+            "Celu",
+            &["x"],
+            &["y"],
+            &[],
+        );
+        assert_eq!(found(half, |_| ()).len(), 1);
+    }
+
+    #[test]
+    fn a_softmax_is_wrong_between_quantised_tensors_only() {
+        for operator in ["Softmax", "LogSoftmax"] {
+            let before = small().node("DequantizeLinear", &["x", "s"], &["a"], &[]);
+            let alone = before.clone().node(operator, &["a"], &["y"], &[]);
+            assert!(found(alone, |_| ()).is_empty());
+            let between =
+                before.node(operator, &["a"], &["b"], &[]).node("QuantizeLinear", &["b", "s"], &["y"], &[]);
+            assert!(found(between, |_| ())[0].contains(operator));
+        }
+    }
 }

@@ -75,6 +75,12 @@ impl Case {
         fs::read(&path).with_context(|| format!("read {}", path.display()))
     }
 
+    /// Leaves the simplified model beside the other, for `reference.py --simplified`.
+    pub(crate) fn keep(&self, simplified: &[u8]) -> Result<()> {
+        let path = self.folder.join("simplified.onnx");
+        fs::write(&path, simplified).with_context(|| format!("write {}", path.display()))
+    }
+
     /// What a release would fix about it.
     pub(crate) fn options(&self) -> Result<Simplify> {
         let constants = self.arrays(&self.constants)?.into_iter().collect();

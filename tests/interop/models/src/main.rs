@@ -84,46 +84,65 @@ struct Row {
 
 fn run(case: &Case) -> Result<Row> {
     let simplified = simplify(&case.model()?, &case.options()?)?;
-    if std::env::var_os("FARLIGHT_KEEP").is_some() {
-        std::fs::write(format!("{}.simplified.onnx", case.name), &simplified.onnx)?;
-    }
+    case.keep(&simplified.onnx)?;
     let refused = unsupported(&simplified.onnx)?;
     if !refused.is_empty() {
         bail!("{}", refused.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "));
     }
     let plan = Plan::load(&simplified.onnx).map_err(anyhow::Error::msg)?;
+    let (inputs, errors) = compare(case, &plan)?;
+    let error = errors.iter().map(Difference::relative).fold(0.0, f64::max);
+    Ok(Row { error, p50_us: p50(&plan, &inputs)?, report: simplified.report })
+}
+
+/// Runs all calls of a case, handing state on, and compares each output with ONNX Runtime's. Returns the inputs of
+/// the first call too, to time it.
+fn compare(case: &Case, plan: &Plan) -> Result<(Vec<Array>, Vec<Difference>)> {
     let mut state: HashMap<String, Array> = HashMap::new();
-    let (mut error, mut first) = (0.0_f64, None);
+    let mut differences: Vec<Difference> = case.outputs.iter().map(|_| Difference::default()).collect();
+    let mut first = None;
     for (mut inputs, expected) in case.calls()? {
         inputs.extend(state.drain());
-        let in_order = case.inputs.iter().map(|name| {
-            inputs.remove(name).with_context(|| format!("no input {name:?}"))
-        });
+        let in_order =
+            case.inputs.iter().map(|name| inputs.remove(name).with_context(|| format!("no input {name:?}")));
         let in_order: Vec<Array> = in_order.collect::<Result<_>>()?;
         let outputs = plan.run(&in_order).map_err(anyhow::Error::msg)?;
         first.get_or_insert(in_order);
         ensure!(outputs.len() == case.outputs.len(), "{} outputs", outputs.len());
-        for (name, output) in case.outputs.iter().zip(outputs) {
-            let expected = expected.get(name).with_context(|| format!("no output {name:?}"))?;
-            error = error.max(difference(&output, expected)?);
+        for ((name, output), difference) in case.outputs.iter().zip(outputs).zip(&mut differences) {
+            difference.add(&output, expected.get(name).with_context(|| format!("no output {name:?}"))?)?;
             if let Some(input) = case.state.get(name) {
                 state.insert(input.clone(), output);
             }
         }
     }
-    let inputs = first.context("no calls")?;
-    Ok(Row { error, p50_us: p50(&plan, &inputs)?, report: simplified.report })
+    Ok((first.context("no calls")?, differences))
 }
 
-/// `max |a - b| / max(1e-6 + |b|)` over a tensor.
-fn difference(found: &Array, expected: &Array) -> Result<f64> {
-    ensure!(found.shape() == expected.shape(), "shape {:?}, not {:?}", found.shape(), expected.shape());
-    ensure!(found.data().element() == expected.data().element(), "element {}", found.data().element());
-    let (found, expected) = (numbers(found), numbers(expected));
-    let scale = expected.iter().fold(0.0_f64, |scale, value| scale.max(value.abs())) + 1e-6;
-    let far = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-    // A difference that is no number is the largest there is.
-    Ok(far.fold(0.0_f64, |most, far| if far.is_nan() { f64::INFINITY } else { most.max(far) }) / scale)
+/// How far an output was from ONNX Runtime's over all calls, and how large it got.
+#[derive(Default)]
+struct Difference {
+    far: f64,
+    scale: f64,
+}
+
+impl Difference {
+    fn add(&mut self, found: &Array, expected: &Array) -> Result<()> {
+        ensure!(found.shape() == expected.shape(), "shape {:?}, not {:?}", found.shape(), expected.shape());
+        ensure!(found.data().element() == expected.data().element(), "element {}", found.data().element());
+        for (found, expected) in numbers(found).into_iter().zip(numbers(expected)) {
+            let far = (found - expected).abs();
+            // A difference that is no number is the largest there is.
+            self.far = if far.is_nan() { f64::INFINITY } else { self.far.max(far) };
+            self.scale = self.scale.max(expected.abs());
+        }
+        Ok(())
+    }
+
+    /// Relative to the largest value of the output in any call: a probability near 0 is as exact as one near 1.
+    fn relative(&self) -> f64 {
+        self.far / (1e-6 + self.scale)
+    }
 }
 
 fn numbers(array: &Array) -> Vec<f64> {
