@@ -72,6 +72,9 @@ pub enum SimplifyError {
     /// An input is asked to be a constant and to have a shape.
     #[error("input {0:?} is a constant, so it cannot be given a shape as well")]
     ConstantWithShape(String),
+    /// The input is a sequence, a map or of no type.
+    #[error("input {0:?} is not declared as a tensor")]
+    NotTensor(String),
     /// The file declares another element type.
     #[error("input {name:?} has ONNX element type {declared}, but the constant has {given}")]
     Element {

@@ -135,8 +135,10 @@ def write_case(case, folder, seed):
 
 
 def check_simplified(folder):
-    """Compares ONNX Runtime's outputs for the simplified model with those for the original; says what differs."""
+    """Compares ONNX Runtime's outputs for the simplified model with those for the original; False when there is nothing to compare."""
     case = json.loads((folder / "case.json").read_text())
+    if not case["calls"]:
+        return False
     session = open_session(folder / "simplified.onnx")
 
     def load(stored):
@@ -150,15 +152,14 @@ def check_simplified(folder):
         carried = {entry: results[result] for result, entry in case["state"].items()}
         for name, stored in call["outputs"].items():
             numpy.testing.assert_allclose(results[name], load(stored), rtol=1e-3, atol=1e-5, err_msg=case["name"])
+    return True
 
 
 def main():
     folder = pathlib.Path(sys.argv[1])
     if sys.argv[2:] == ["--simplified"]:
-        simplified = sorted((folder / "cases").glob("*/simplified.onnx"))
-        for file in simplified:
-            check_simplified(file.parent)
-        print(f"ONNX Runtime gives the same for {len(simplified)} simplified models")
+        checked = sum(check_simplified(file.parent) for file in sorted((folder / "cases").glob("*/simplified.onnx")))
+        print(f"ONNX Runtime gives the same for {checked} simplified models")
         return
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1
     for case in json.loads((HERE / "models.json").read_text())["cases"]:

@@ -9,6 +9,12 @@ pub(super) fn is_standard(node: &NodeProto) -> bool {
     matches!(node.domain(), "" | "ai.onnx")
 }
 
+/// What a node is called in reports: its name, or else its first output.
+pub(super) fn label(node: &NodeProto) -> &str {
+    let output = node.output.first().map_or("", String::as_str);
+    if node.name().is_empty() { output } else { node.name() }
+}
+
 /// The attribute `name` of a node.
 pub(super) fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
     node.attribute.iter().find(|attribute| attribute.name() == name)

@@ -21,14 +21,12 @@ pub(super) fn fix(
         if options.shapes.contains_key(name) {
             return Err(SimplifyError::ConstantWithShape(name.clone()));
         }
-        let tensor = tensor_type(find(graph, name)?);
-        let given = constant.data().element();
-        if let Some(declared) = tensor.as_ref().map(|tensor| tensor.elem_type())
-            && declared != given
-        {
+        let tensor = tensor_of(find(graph, name)?)?;
+        let (declared, given) = (tensor.elem_type(), constant.data().element());
+        if declared != given {
             return Err(SimplifyError::Element { name: name.clone(), declared, given });
         }
-        fits(name, tensor.as_ref(), constant.shape())?;
+        fits(name, tensor, constant.shape())?;
         graph.input.retain(|input| input.name() != name);
         graph.initializer.retain(|tensor| tensor.name() != name);
         graph.initializer.push(constant.to_proto(name));
@@ -38,9 +36,9 @@ pub(super) fn fix(
     let defaults: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name()).collect();
     graph.input.retain(|input| !defaults.contains(input.name()));
     for (name, shape) in &options.shapes {
-        let input = find(graph, name)?;
-        fits(name, tensor_type(input).as_ref(), shape)?;
-        fix_shape(input, shape);
+        let tensor = tensor_of(find(graph, name)?)?;
+        fits(name, tensor, shape)?;
+        tensor.shape = Some(TensorShapeProto { dim: shape.iter().map(fixed).collect() });
         report.shapes.push(name.clone());
     }
     Ok(())
@@ -52,16 +50,16 @@ fn find<'a>(graph: &'a mut GraphProto, name: &str) -> Result<&'a mut ValueInfoPr
     input.ok_or_else(|| SimplifyError::UnknownInput { name: name.to_owned(), inputs })
 }
 
-fn tensor_type(input: &ValueInfoProto) -> Option<Tensor> {
-    match input.r#type.as_ref().and_then(|kind| kind.value.as_ref()) {
-        Some(TypeValue::TensorType(tensor)) => Some(tensor.clone()),
-        _ => None,
+fn tensor_of(input: &mut ValueInfoProto) -> Result<&mut Tensor, SimplifyError> {
+    match input.r#type.as_mut().and_then(|kind| kind.value.as_mut()) {
+        Some(TypeValue::TensorType(tensor)) => Ok(tensor),
+        _ => Err(SimplifyError::NotTensor(input.name.clone().unwrap_or_default())),
     }
 }
 
 /// Whether `given` has the rank and the sizes that the file fixes. Sizes below zero are open, as old exporters wrote.
-fn fits(name: &str, tensor: Option<&Tensor>, given: &[usize]) -> Result<(), SimplifyError> {
-    let Some(shape) = tensor.and_then(|tensor| tensor.shape.as_ref()) else { return Ok(()) };
+fn fits(name: &str, tensor: &Tensor, given: &[usize]) -> Result<(), SimplifyError> {
+    let Some(shape) = &tensor.shape else { return Ok(()) };
     let sizes: Vec<Option<usize>> = shape.dim.iter().map(size).collect();
     let fit =
         |(declared, given): (&Option<usize>, &usize)| declared.is_none_or(|declared| declared == *given);
@@ -81,17 +79,15 @@ fn size(dim: &Dimension) -> Option<usize> {
     }
 }
 
-fn fix_shape(input: &mut ValueInfoProto, shape: &[usize]) {
-    let dim = |size: &usize| Dimension {
-        value: Some(DimValue::DimValue(i64::try_from(*size).unwrap_or(i64::MAX))),
-        ..Dimension::default()
-    };
-    if let Some(TypeValue::TensorType(tensor)) = input.r#type.as_mut().and_then(|kind| kind.value.as_mut()) {
-        tensor.shape = Some(TensorShapeProto { dim: shape.iter().map(dim).collect() });
-    }
+fn fixed(size: &usize) -> Dimension {
+    let size = i64::try_from(*size).unwrap_or(i64::MAX);
+    Dimension { value: Some(DimValue::DimValue(size)), ..Dimension::default() }
 }
 
 /// Whether an input is declared as f16.
 pub(super) fn is_half(input: &ValueInfoProto) -> bool {
-    tensor_type(input).is_some_and(|tensor| tensor.elem_type() == FLOAT16)
+    match input.r#type.as_ref().and_then(|kind| kind.value.as_ref()) {
+        Some(TypeValue::TensorType(tensor)) => tensor.elem_type() == FLOAT16,
+        _ => false,
+    }
 }

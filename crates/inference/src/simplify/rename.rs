@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use farlight_onnx::Model;
-use farlight_onnx::proto::{GraphProto, NodeProto};
+use farlight_onnx::proto::GraphProto;
 
 use super::graph::{defined, each, inner_mut};
 
@@ -53,47 +53,34 @@ impl Names {
                 node.name = Some(self.fresh(node.name()));
             }
         }
-        apply(graph, &names);
+        apply(graph, &names, &mut Vec::new());
         names
     }
 }
 
-/// Puts new names into `graph`, the graphs within it included.
-fn apply(graph: &mut GraphProto, names: &HashMap<String, String>) {
-    for tensor in &mut graph.initializer {
-        replace(tensor.name.as_mut(), names);
-    }
-    for sparse in &mut graph.sparse_initializer {
-        replace(sparse.values.as_mut().and_then(|values| values.name.as_mut()), names);
-    }
-    for value in graph.input.iter_mut().chain(&mut graph.output) {
-        replace(value.name.as_mut(), names);
-    }
-    graph.value_info.clear();
-    graph.node.iter_mut().for_each(|node| apply_to_node(node, names));
-}
-
-fn apply_to_node(node: &mut NodeProto, names: &HashMap<String, String>) {
-    for name in node.input.iter_mut().chain(&mut node.output) {
-        replace(Some(name), names);
-    }
-    for inner in inner_mut(node) {
-        // A name that the inner graph defines itself means another value there.
-        let own: HashSet<&str> = defined(inner).collect();
-        if own.iter().any(|name| names.contains_key(*name)) {
-            let mut seen = names.clone();
-            seen.retain(|name, _| !own.contains(name.as_str()));
-            apply(inner, &seen);
-        } else {
-            apply(inner, names);
+/// Puts new names into `graph`, the graphs within it included. Names in `hidden` mean other values here: one entry
+/// for each graph around this one, with what that graph defines itself.
+fn apply(graph: &mut GraphProto, names: &HashMap<String, String>, hidden: &mut Vec<HashSet<String>>) {
+    let replace = |name: Option<&mut String>| {
+        if let Some(name) = name
+            && let Some(new) = names.get(name)
+            && !hidden.iter().any(|own| own.contains(name))
+        {
+            name.clone_from(new);
         }
+    };
+    graph.initializer.iter_mut().for_each(|tensor| replace(tensor.name.as_mut()));
+    for sparse in &mut graph.sparse_initializer {
+        replace(sparse.values.as_mut().and_then(|values| values.name.as_mut()));
     }
-}
-
-fn replace(name: Option<&mut String>, names: &HashMap<String, String>) {
-    if let Some(name) = name
-        && let Some(new) = names.get(name)
-    {
-        name.clone_from(new);
+    graph.input.iter_mut().chain(&mut graph.output).for_each(|value| replace(value.name.as_mut()));
+    graph.value_info.clear();
+    for node in &mut graph.node {
+        node.input.iter_mut().chain(&mut node.output).for_each(|name| replace(Some(name)));
+    }
+    for inner in graph.node.iter_mut().flat_map(inner_mut) {
+        hidden.push(defined(inner).map(str::to_owned).collect());
+        apply(inner, names, hidden);
+        hidden.pop();
     }
 }

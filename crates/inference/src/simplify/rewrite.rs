@@ -8,12 +8,15 @@ use farlight_onnx::{Model, tensor};
 
 use super::array::{Array, Data};
 use super::fold;
-use super::graph::{attribute, defined, inner_mut, is_standard};
+use super::graph::{attribute, defined, inner_mut, is_standard, label};
 use super::rename::Names;
 
 /// Most elements that are computed for one node, by an upper bound known beforehand. Shapes, axes, indices and
 /// conditions have a few; what is larger is weights, and folding those would only make the file larger.
 const MAX_ELEMENTS: usize = 4_096;
+
+/// Most elements that are computed for a whole model: bounds what a hostile file makes of the tensors it is allowed.
+const MAX_TOTAL: usize = 1 << 22;
 
 /// The operators that are computed: those that shapes and conditions are made with. Each gives at most as many
 /// elements as the product (or the sum) of those of its inputs, except the four that [`bound`] looks into.
@@ -107,6 +110,8 @@ pub(super) struct Rewriter {
     names: Names,
     /// First outputs of nodes that the engine could not compute: asked once.
     refused: HashSet<String>,
+    /// Elements that may still be computed.
+    left: usize,
     /// Names of the `If` nodes that were replaced.
     pub(super) inlined: Vec<String>,
     /// Nodes that were computed, by operator.
@@ -120,6 +125,7 @@ impl Rewriter {
             opset: model.opset(),
             names: Names::of(model),
             refused: HashSet::new(),
+            left: MAX_TOTAL,
             inlined: Vec::new(),
             folded: BTreeMap::new(),
         }
@@ -170,7 +176,7 @@ impl Rewriter {
                 ..NodeProto::default()
             });
         }
-        self.inlined.push(node.name().to_owned());
+        self.inlined.push(label(node).to_owned());
         branch
     }
 
@@ -196,7 +202,7 @@ impl Rewriter {
         }
         let in_order: Vec<&TensorProto> =
             node.input.iter().filter_map(|name| inputs.get(name.as_str()).copied()).collect();
-        if bound(node.op_type(), &in_order)? > MAX_ELEMENTS {
+        if bound(node.op_type(), &in_order)? > MAX_ELEMENTS.min(self.left) {
             return None;
         }
         let named = inputs
@@ -207,8 +213,10 @@ impl Rewriter {
         if results.is_none() {
             self.refused.insert(first.clone());
         }
+        let results = results?;
+        self.left = results.iter().fold(self.left, |left, array| left.saturating_sub(array.data().len()));
         let names = node.output.iter().filter(|name| !name.is_empty());
-        Some(results?.iter().zip(names).map(|(array, name)| array.to_proto(name)).collect())
+        Some(results.iter().zip(names).map(|(array, name)| array.to_proto(name)).collect())
     }
 
     /// Replaces `Shape` and `Size` of values whose shape the engine derives from the inputs. Says whether there

@@ -8,7 +8,7 @@ use farlight_onnx::proto::{GraphProto, NodeProto};
 use farlight_onnx::{Limits, Model, OnnxError};
 
 use super::fold;
-use super::graph::{attribute, each, is_standard};
+use super::graph::{attribute, each, is_standard, label};
 use super::inputs::{FLOAT16, is_half};
 
 /// The domains of which the engine knows operators. It looks an operator up by its name alone, so one of another
@@ -35,8 +35,9 @@ impl fmt::Display for Unsupported {
     }
 }
 
-/// The operators of a graph, the graphs within it and its functions that tract cannot run, each with the first node
-/// that needs it: those it does not have, and forms of those it has for which it gives wrong results.
+/// The operators of a graph and the graphs within it that tract cannot run, each with the first node that needs it:
+/// those it does not have, which calls of a model's own functions are too, and forms of those it has for which it
+/// gives wrong results.
 ///
 /// An empty list is no promise: only loading shows whether shapes fit, and only reference outputs whether numbers do.
 ///
@@ -57,8 +58,7 @@ pub fn unsupported(onnx: &[u8]) -> Result<Vec<Unsupported>, OnnxError> {
             let Some(reason) = reason else { continue };
             let (operator, domain) = (node.op_type().to_owned(), node.domain().to_owned());
             if seen.insert((operator.clone(), domain.clone(), reason)) {
-                let output = node.output.first().map_or("", String::as_str);
-                let node = if node.name().is_empty() { output } else { node.name() }.to_owned();
+                let node = label(node).to_owned();
                 found.push(Unsupported { operator, domain, node, reason });
             }
         }

@@ -9,6 +9,9 @@ use anyhow::{Context, Result};
 use farlight_inference::simplify::{Array, Simplify};
 use serde::Deserialize;
 
+/// Arrays by the name of their value.
+pub(crate) type Arrays = HashMap<String, Array>;
+
 /// An array on disk.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Stored {
@@ -88,11 +91,11 @@ impl Case {
     }
 
     /// Inputs and expected outputs, call by call.
-    pub(crate) fn calls(&self) -> Result<Vec<(HashMap<String, Array>, HashMap<String, Array>)>> {
+    pub(crate) fn calls(&self) -> Result<Vec<(Arrays, Arrays)>> {
         self.calls.iter().map(|call| Ok((self.arrays(&call.inputs)?, self.arrays(&call.outputs)?))).collect()
     }
 
-    fn arrays(&self, stored: &BTreeMap<String, Stored>) -> Result<HashMap<String, Array>> {
+    fn arrays(&self, stored: &BTreeMap<String, Stored>) -> Result<Arrays> {
         let array = |(name, stored): (&String, &Stored)| {
             let path = self.folder.join(&stored.file);
             let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
