@@ -31,7 +31,6 @@ const FOLDABLE: &[&str] = &[
     "ConstantOfShape",
     "Div",
     "Equal",
-    "Exp",
     "Expand",
     "Flatten",
     "Floor",
@@ -41,7 +40,6 @@ const FOLDABLE: &[&str] = &[
     "Identity",
     "Less",
     "LessOrEqual",
-    "Log",
     "Max",
     "Min",
     "Mod",
@@ -202,7 +200,8 @@ impl Rewriter {
         }
         let in_order: Vec<&TensorProto> =
             node.input.iter().filter_map(|name| inputs.get(name.as_str()).copied()).collect();
-        if bound(node.op_type(), &in_order)? > MAX_ELEMENTS.min(self.left) {
+        let is_finite = in_order.iter().all(|tensor| is_finite(tensor));
+        if !is_finite || bound(node.op_type(), &in_order)? > MAX_ELEMENTS.min(self.left) {
             return None;
         }
         let named = inputs
@@ -255,6 +254,12 @@ impl Rewriter {
 
 fn is_small(tensor: &TensorProto) -> bool {
     tensor::dims(tensor).is_ok_and(|dims| dims.iter().product::<usize>() <= MAX_ELEMENTS)
+}
+
+/// Whether a tensor has no infinite values and no NaN. Engines differ in what they make of those.
+fn is_finite(tensor: &TensorProto) -> bool {
+    !tensor::is_float(tensor.data_type())
+        || tensor::to_f32(tensor).is_ok_and(|values| values.iter().all(|value| value.is_finite()))
 }
 
 /// The branch that an `If` with a known condition takes, taken out of the node.

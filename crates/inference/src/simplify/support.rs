@@ -8,7 +8,7 @@ use farlight_onnx::proto::{GraphProto, NodeProto};
 use farlight_onnx::{Limits, Model, OnnxError};
 
 use super::fold;
-use super::graph::{attribute, each, is_standard, label};
+use super::graph::{attribute, defined, each, inner, is_standard, label};
 use super::inputs::{FLOAT16, is_half};
 
 /// The domains of which the engine knows operators. It looks an operator up by its name alone, so one of another
@@ -46,29 +46,73 @@ impl fmt::Display for Unsupported {
 pub fn unsupported(onnx: &[u8]) -> Result<Vec<Unsupported>, OnnxError> {
     let model = Model::parse(onnx, &Limits::DEFAULT)?;
     let known = fold::operators();
-    let has_halves = has_halves(model.graph());
-    let mut found = Vec::new();
-    let mut seen: BTreeSet<(String, String, &'static str)> = BTreeSet::new();
-    each(model.graph(), &mut |graph| {
+    let mut search =
+        Search { known, has_halves: has_halves(model.graph()), seen: BTreeSet::new(), found: Vec::new() };
+    search.graph(model.graph(), None);
+    Ok(search.found)
+}
+
+/// What was found so far, and what to find it with.
+struct Search {
+    known: HashSet<String>,
+    has_halves: bool,
+    seen: BTreeSet<(String, String, &'static str)>,
+    found: Vec<Unsupported>,
+}
+
+impl Search {
+    /// Looks through a graph and those within it; depth is bounded by `Limits::graphs`.
+    fn graph(&mut self, graph: &GraphProto, outer: Option<&Fixed<'_>>) {
         let uses = Uses::of(graph);
+        let fixed = Fixed::of(graph, outer);
         for node in &graph.node {
-            let missing = !DOMAINS.contains(&node.domain()) || !known.contains(node.op_type());
-            let reason =
-                if missing { Some("the engine does not have it") } else { wrong(node, &uses, has_halves) };
-            let Some(reason) = reason else { continue };
-            let (operator, domain) = (node.op_type().to_owned(), node.domain().to_owned());
-            if seen.insert((operator.clone(), domain.clone(), reason)) {
-                let node = label(node).to_owned();
-                found.push(Unsupported { operator, domain, node, reason });
+            if !DOMAINS.contains(&node.domain()) || !self.known.contains(node.op_type()) {
+                self.add(node.domain(), node.op_type(), label(node), "the engine does not have it");
+            } else if let Some(reason) = wrong(node, &uses, &fixed, self.has_halves) {
+                self.add(node.domain(), node.op_type(), label(node), reason);
             }
+            inner(node).for_each(|inner| self.graph(inner, Some(&fixed)));
         }
         if let Some(tensor) = graph.sparse_initializer.first() {
-            let node = tensor.values.as_ref().map_or("", |values| values.name()).to_owned();
-            let (operator, domain) = ("SparseTensor".to_owned(), String::new());
-            found.push(Unsupported { operator, domain, node, reason: "the engine has no sparse constants" });
+            let name = tensor.values.as_ref().map_or("", |values| values.name());
+            self.add("", "SparseTensor", name, "the engine has no sparse constants");
         }
-    });
-    Ok(found)
+    }
+
+    fn add(&mut self, domain: &str, operator: &str, node: &str, reason: &'static str) {
+        let (domain, operator) = (domain.to_owned(), operator.to_owned());
+        if self.seen.insert((domain.clone(), operator.clone(), reason)) {
+            self.found.push(Unsupported { operator, domain, node: node.to_owned(), reason });
+        }
+    }
+}
+
+/// The values of a graph that do not depend on any input but its shape, which the engine computes when it loads.
+struct Fixed<'a> {
+    outer: Option<&'a Fixed<'a>>,
+    defined: HashSet<&'a str>,
+    names: HashSet<&'a str>,
+}
+
+impl<'a> Fixed<'a> {
+    fn of(graph: &'a GraphProto, outer: Option<&'a Fixed<'a>>) -> Self {
+        let names = graph.initializer.iter().map(|tensor| tensor.name()).collect();
+        let mut fixed = Self { outer, defined: defined(graph).collect(), names };
+        for node in &graph.node {
+            let measures = matches!(node.op_type(), "Shape" | "Size");
+            let follows = node.input.iter().all(|name| name.is_empty() || fixed.has(name));
+            // What graphs within a node take from outside is not looked at: such a node is not counted as fixed.
+            if measures || (follows && inner(node).next().is_none()) {
+                fixed.names.extend(node.output.iter().map(String::as_str));
+            }
+        }
+        fixed
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.names.contains(name)
+            || (!self.defined.contains(name) && self.outer.is_some_and(|outer| outer.has(name)))
+    }
 }
 
 /// Which operators make and take the values of a graph.
@@ -89,7 +133,7 @@ impl<'a> Uses<'a> {
 }
 
 /// Why tract would compute this node wrongly without saying so.
-fn wrong(node: &NodeProto, uses: &Uses<'_>, has_halves: bool) -> Option<&'static str> {
+fn wrong(node: &NodeProto, uses: &Uses<'_>, fixed: &Fixed<'_>, has_halves: bool) -> Option<&'static str> {
     if !is_standard(node) {
         return None;
     }
@@ -97,6 +141,14 @@ fn wrong(node: &NodeProto, uses: &Uses<'_>, has_halves: bool) -> Option<&'static
     match node.op_type() {
         "LSTM" | "GRU" | "RNN" if text("direction") == Some(b"reverse") => {
             Some("the engine computes direction \"reverse\" wrongly; use \"forward\" on a reversed sequence")
+        }
+        "If" => {
+            // tract hands on the facts of the first branch, its value included.
+            let then = attribute(node, "then_branch")?.g.as_ref()?;
+            let branch = Fixed::of(then, Some(fixed));
+            (then.output.iter().any(|output| branch.has(output.name()))).then_some(
+                "the engine takes its first branch in any case when that gives a constant; swap the branches",
+            )
         }
         "Celu" if has_halves || attribute(node, "alpha").is_some_and(|alpha| alpha.f() != 1.0) => {
             Some("the engine is right for f32 and alpha 1 only; use Elu")
@@ -186,6 +238,29 @@ mod tests {
         };
         let named = found(small().node("If", &["c"], &["y"], &[attribute]), |_| ());
         assert_eq!(named, [r#"operator Loop (node "y"): the engine does not have it"#]);
+    }
+
+    #[test]
+    fn a_first_branch_that_gives_a_constant_is_named() {
+        let undecided = |then: GraphBuilder| {
+            let attribute = |name: &str, graph: GraphBuilder| AttributeProto {
+                name: Some(name.into()),
+                r#type: Some(AttributeType::Graph as i32),
+                g: Some(graph.output("v", &[]).finish().unwrap().graph().clone()),
+                ..AttributeProto::default()
+            };
+            let otherwise = GraphBuilder::new("e").node("Abs", &["x"], &["v"], &[]);
+            let branches = [attribute("then_branch", then), attribute("else_branch", otherwise)];
+            let graph = small().input("c", &[]).f32("k", &[2], &[1.0, 2.0]);
+            found(graph.node("If", &["c"], &["y"], &branches), |_| ())
+        };
+        let then = || GraphBuilder::new("t");
+        assert!(undecided(then().node("Add", &["x", "k"], &["v"], &[])).is_empty());
+        assert!(undecided(then().node("Neg", &["k"], &["v"], &[]))[0].contains("If"));
+        let measured = then().node("Shape", &["x"], &["s"], &[]).node("Cast", &["s"], &["v"], &[]);
+        assert!(undecided(measured)[0].contains("If"));
+        let own = then().node("Neg", &["x"], &["k"], &[]).node("Identity", &["k"], &["v"], &[]);
+        assert!(undecided(own).is_empty(), "a name of the branch's own");
     }
 
     #[test]
