@@ -2,7 +2,7 @@
 //! inputs that never change made constants, what follows from them computed, branches that are then decided
 //! inlined. `release build` calls it once; devices run the result. No I/O; the engine is reached through `fold`.
 
-mod array;
+mod constant;
 #[doc(hidden)]
 pub mod fold;
 mod graph;
@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 
 use farlight_onnx::{Limits, Model, OnnxError};
 
-pub use array::{Array, ArrayError, Data};
+use crate::tensor::Tensor;
+
 pub use support::{Unsupported, unsupported};
 
 /// Rounds of computing and of asking the engine for shapes. One round decides a branch and thereby the shapes
@@ -26,7 +27,7 @@ const MAX_ROUNDS: usize = 16;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Simplify {
     /// Inputs that get this value for good and are no inputs any more, such as a sample rate.
-    pub constants: BTreeMap<String, Array>,
+    pub constants: BTreeMap<String, Tensor>,
     /// Shapes of inputs, batch included. Inputs that are not named keep what the file declares.
     pub shapes: BTreeMap<String, Vec<usize>>,
 }
@@ -72,6 +73,9 @@ pub enum SimplifyError {
     /// An input is asked to be a constant and to have a shape.
     #[error("input {0:?} is a constant, so it cannot be given a shape as well")]
     ConstantWithShape(String),
+    /// A constant has another number of elements than its shape.
+    #[error("the constant for input {0:?} has not as many elements as its shape asks for")]
+    Elements(String),
     /// The input is a sequence, a map or of no type.
     #[error("input {0:?} is not declared as a tensor")]
     NotTensor(String),

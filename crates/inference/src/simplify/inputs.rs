@@ -6,7 +6,9 @@ use farlight_onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Di
 use farlight_onnx::proto::type_proto::{Tensor, Value as TypeValue};
 use farlight_onnx::proto::{GraphProto, TensorShapeProto, ValueInfoProto};
 
+use super::constant::{element, to_proto};
 use super::{Report, Simplify, SimplifyError};
+use crate::tensor::elements;
 
 /// ONNX element type f16.
 pub(super) const FLOAT16: i32 = 10;
@@ -22,14 +24,17 @@ pub(super) fn fix(
             return Err(SimplifyError::ConstantWithShape(name.clone()));
         }
         let tensor = tensor_of(find(graph, name)?)?;
-        let (declared, given) = (tensor.elem_type(), constant.data().element());
+        let (declared, given) = (tensor.elem_type(), element(constant.values.datatype()));
         if declared != given {
             return Err(SimplifyError::Element { name: name.clone(), declared, given });
         }
-        fits(name, tensor, constant.shape())?;
+        fits(name, tensor, &constant.shape)?;
+        if elements(&constant.shape) != Some(constant.values.len()) {
+            return Err(SimplifyError::Elements(name.clone()));
+        }
         graph.input.retain(|input| input.name() != name);
         graph.initializer.retain(|tensor| tensor.name() != name);
-        graph.initializer.push(constant.to_proto(name));
+        graph.initializer.push(to_proto(name, constant));
         report.constants.push(name.clone());
     }
     // An initialiser that is an input as well is a default; engines here never pass such an input.

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use farlight_onnx::proto::{GraphProto, NodeProto, TensorProto};
 use farlight_onnx::{Model, tensor};
 
-use super::array::{Array, Data};
+use super::constant::to_proto;
 use super::fold;
 use super::graph::{attribute, defined, inner_mut, is_standard, label};
 use super::rename::Names;
+use crate::tensor::{Tensor, Values};
 
 /// Most elements that are computed for one node, by an upper bound known beforehand. Shapes, axes, indices and
 /// conditions have a few; what is larger is weights, and folding those would only make the file larger.
@@ -208,14 +209,14 @@ impl Rewriter {
             .iter()
             .map(|(name, tensor)| TensorProto { name: Some((*name).to_owned()), ..(*tensor).clone() });
         let results = fold::evaluate(node, named.collect(), self.opset)
-            .filter(|results| results.iter().all(|array| array.data().len() <= MAX_ELEMENTS));
+            .filter(|results| results.iter().all(|tensor| tensor.values.len() <= MAX_ELEMENTS));
         if results.is_none() {
             self.refused.insert(first.clone());
         }
         let results = results?;
-        self.left = results.iter().fold(self.left, |left, array| left.saturating_sub(array.data().len()));
+        self.left = results.iter().fold(self.left, |left, tensor| left.saturating_sub(tensor.values.len()));
         let names = node.output.iter().filter(|name| !name.is_empty());
-        Some(results.iter().zip(names).map(|(array, name)| array.to_proto(name)).collect())
+        Some(results.iter().zip(names).map(|(tensor, name)| to_proto(name, tensor)).collect())
     }
 
     /// Replaces `Shape` and `Size` of values whose shape the engine derives from the inputs. Says whether there
@@ -238,8 +239,8 @@ impl Rewriter {
         graph.node.retain(|node| {
             let shape = node.input.first().filter(|_| asks(node)).and_then(|name| known.get(name));
             let result = shape.and_then(|shape| measured(node, shape)).zip(node.output.first());
-            if let Some((array, name)) = result {
-                found.push(array.to_proto(name));
+            if let Some((tensor, name)) = result {
+                found.push(to_proto(name, &tensor));
                 *self.folded.entry(node.op_type().to_owned()).or_default() += 1;
                 false
             } else {
@@ -285,25 +286,25 @@ fn constant(node: &NodeProto) -> Option<TensorProto> {
     if !is_standard(node) || node.op_type() != "Constant" {
         return None;
     }
-    let scalar = |data| Array::new(Vec::new(), data).ok();
-    let list = |length: usize, data| Array::new(vec![length], data).ok();
+    let scalar = |data| Tensor::new(Vec::new(), data);
+    let list = |length: usize, data| Tensor::new(vec![length], data);
     let name = node.output.first()?;
     let of = |name| attribute(node, name);
     if let Some(value) = of("value").and_then(|attribute| attribute.t.as_ref()) {
         return is_small(value).then(|| TensorProto { name: Some(name.clone()), ..value.clone() });
     }
-    let array = if let Some(value) = of("value_int") {
-        scalar(Data::I64(vec![value.i()]))
+    let tensor = if let Some(value) = of("value_int") {
+        scalar(Values::Int64(vec![value.i()]))
     } else if let Some(value) = of("value_float") {
-        scalar(Data::F32(vec![value.f()]))
+        scalar(Values::Fp32(vec![value.f()]))
     } else if let Some(value) = of("value_ints") {
-        list(value.ints.len(), Data::I64(value.ints.clone()))
+        list(value.ints.len(), Values::Int64(value.ints.clone()))
     } else if let Some(value) = of("value_floats") {
-        list(value.floats.len(), Data::F32(value.floats.clone()))
+        list(value.floats.len(), Values::Fp32(value.floats.clone()))
     } else {
         None
     };
-    array.map(|array| array.to_proto(name))
+    tensor.map(|tensor| to_proto(name, &tensor))
 }
 
 /// Most elements that the node can give for these inputs; `None` when it cannot be said.
@@ -337,11 +338,11 @@ fn bound(operator: &str, inputs: &[&TensorProto]) -> Option<usize> {
 }
 
 /// What `Shape` or `Size` gives for a value of this shape.
-fn measured(node: &NodeProto, shape: &[usize]) -> Option<Array> {
+fn measured(node: &NodeProto, shape: &[usize]) -> Option<Tensor> {
     let signed: Vec<i64> = shape.iter().map(|size| i64::try_from(*size).ok()).collect::<Option<_>>()?;
     if node.op_type() == "Size" {
         let product = signed.iter().try_fold(1_i64, |product, size| product.checked_mul(*size))?;
-        return Array::new(Vec::new(), Data::I64(vec![product])).ok();
+        return Tensor::new(Vec::new(), Values::Int64(vec![product]));
     }
     // `start` and `end` count from the back below zero, and are clamped to the rank.
     let rank = i64::try_from(signed.len()).ok()?;
@@ -351,5 +352,5 @@ fn measured(node: &NodeProto, shape: &[usize]) -> Option<Array> {
     };
     let (start, end) = (axis("start", 0)?, axis("end", rank)?);
     let part = signed.get(start..end.max(start))?.to_vec();
-    Array::new(vec![part.len()], Data::I64(part)).ok()
+    Tensor::new(vec![part.len()], Values::Int64(part))
 }

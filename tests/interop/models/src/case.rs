@@ -1,18 +1,19 @@
 //! One folder that `reference.py` wrote: a model, its inputs, and what ONNX Runtime gave for them.
-//! Arrays are files of little-endian numbers.
+//! Tensors are files of little-endian numbers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use farlight_inference::simplify::{Array, Simplify};
+use anyhow::{Context, Result, bail};
+use farlight_inference::simplify::Simplify;
+use farlight_inference::{Tensor, Values};
 use serde::Deserialize;
 
-/// Arrays by the name of their value.
-pub(crate) type Arrays = HashMap<String, Array>;
+/// Tensors by the name of their value.
+pub(crate) type Tensors = HashMap<String, Tensor>;
 
-/// An array on disk.
+/// An tensor on disk.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Stored {
     element: i32,
@@ -86,22 +87,42 @@ impl Case {
 
     /// What a release would fix about it.
     pub(crate) fn options(&self) -> Result<Simplify> {
-        let constants = self.arrays(&self.constants)?.into_iter().collect();
+        let constants = self.tensors(&self.constants)?.into_iter().collect();
         Ok(Simplify { constants, shapes: self.shapes.clone() })
     }
 
     /// Inputs and expected outputs, call by call.
-    pub(crate) fn calls(&self) -> Result<Vec<(Arrays, Arrays)>> {
-        self.calls.iter().map(|call| Ok((self.arrays(&call.inputs)?, self.arrays(&call.outputs)?))).collect()
+    pub(crate) fn calls(&self) -> Result<Vec<(Tensors, Tensors)>> {
+        self.calls
+            .iter()
+            .map(|call| Ok((self.tensors(&call.inputs)?, self.tensors(&call.outputs)?)))
+            .collect()
     }
 
-    fn arrays(&self, stored: &BTreeMap<String, Stored>) -> Result<Arrays> {
-        let array = |(name, stored): (&String, &Stored)| {
+    fn tensors(&self, stored: &BTreeMap<String, Stored>) -> Result<Tensors> {
+        let tensor = |(name, stored): (&String, &Stored)| {
             let path = self.folder.join(&stored.file);
             let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-            let array = Array::from_le_bytes(stored.element, stored.shape.clone(), &bytes);
-            Ok((name.clone(), array.with_context(|| format!("{}: {name}", path.display()))?))
+            let tensor = Tensor::new(stored.shape.clone(), values(stored.element, &bytes)?);
+            Ok((name.clone(), tensor.with_context(|| format!("{}: {name}", path.display()))?))
         };
-        stored.iter().map(array).collect()
+        stored.iter().map(tensor).collect()
     }
+}
+
+/// Little-endian numbers of an ONNX element type.
+fn values(element: i32, bytes: &[u8]) -> Result<Values> {
+    fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
+        bytes.as_chunks::<N>().0.iter().copied()
+    }
+    Ok(match element {
+        1 => Values::Fp32(words(bytes).map(f32::from_le_bytes).collect()),
+        2 => Values::Uint8(bytes.to_vec()),
+        3 => Values::Int8(words(bytes).map(i8::from_le_bytes).collect()),
+        6 => Values::Int32(words(bytes).map(i32::from_le_bytes).collect()),
+        7 => Values::Int64(words(bytes).map(i64::from_le_bytes).collect()),
+        9 => Values::Bool(bytes.iter().map(|byte| *byte != 0).collect()),
+        11 => Values::Fp64(words(bytes).map(f64::from_le_bytes).collect()),
+        other => bail!("ONNX element type {other} is not read"),
+    })
 }

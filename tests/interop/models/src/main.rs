@@ -4,6 +4,7 @@
 
 mod case;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use case::{Case, Expectation};
+use farlight_inference::Tensor;
 use farlight_inference::simplify::fold::Plan;
-use farlight_inference::simplify::{Array, Data, Report, simplify, unsupported};
+use farlight_inference::simplify::{Report, simplify, unsupported};
 
 /// Largest relative error that counts as equal.
 const MAX_ERROR: f64 = 1e-3;
@@ -97,15 +99,15 @@ fn run(case: &Case) -> Result<Row> {
 
 /// Runs all calls of a case, handing state on, and compares each output with ONNX Runtime's. Returns the inputs of
 /// the first call too, to time it.
-fn compare(case: &Case, plan: &Plan) -> Result<(Vec<Array>, Vec<Difference>)> {
-    let mut state: HashMap<String, Array> = HashMap::new();
+fn compare(case: &Case, plan: &Plan) -> Result<(Vec<Tensor>, Vec<Difference>)> {
+    let mut state: HashMap<String, Tensor> = HashMap::new();
     let mut differences: Vec<Difference> = case.outputs.iter().map(|_| Difference::default()).collect();
     let mut first = None;
     for (mut inputs, expected) in case.calls()? {
         inputs.extend(state.drain());
         let in_order =
             case.inputs.iter().map(|name| inputs.remove(name).with_context(|| format!("no input {name:?}")));
-        let in_order: Vec<Array> = in_order.collect::<Result<_>>()?;
+        let in_order: Vec<Tensor> = in_order.collect::<Result<_>>()?;
         let outputs = plan.run(&in_order).map_err(anyhow::Error::msg)?;
         first.get_or_insert(in_order);
         ensure!(outputs.len() == case.outputs.len(), "{} outputs", outputs.len());
@@ -127,10 +129,13 @@ struct Difference {
 }
 
 impl Difference {
-    fn add(&mut self, found: &Array, expected: &Array) -> Result<()> {
-        ensure!(found.shape() == expected.shape(), "shape {:?}, not {:?}", found.shape(), expected.shape());
-        ensure!(found.data().element() == expected.data().element(), "element {}", found.data().element());
-        for (found, expected) in numbers(found).into_iter().zip(numbers(expected)) {
+    fn add(&mut self, found: &Tensor, expected: &Tensor) -> Result<()> {
+        ensure!(found.shape == expected.shape, "shape {:?}, not {:?}", found.shape, expected.shape);
+        let (datatype, wanted) = (found.values.datatype(), expected.values.datatype());
+        ensure!(datatype == wanted, "datatype {datatype:?}, not {wanted:?}");
+        let numbers = |tensor: &Tensor| tensor.values.to_f32().map(Cow::into_owned).context("no numbers");
+        for (found, expected) in numbers(found)?.into_iter().zip(numbers(expected)?) {
+            let (found, expected) = (f64::from(found), f64::from(expected));
             let far = (found - expected).abs();
             // A difference that is no number is the largest there is.
             self.far = if far.is_nan() { f64::INFINITY } else { self.far.max(far) };
@@ -145,19 +150,7 @@ impl Difference {
     }
 }
 
-fn numbers(array: &Array) -> Vec<f64> {
-    match array.data() {
-        Data::Bool(v) => v.iter().map(|v| f64::from(u8::from(*v))).collect(),
-        Data::U8(v) => v.iter().map(|v| f64::from(*v)).collect(),
-        Data::I8(v) => v.iter().map(|v| f64::from(*v)).collect(),
-        Data::I32(v) => v.iter().map(|v| f64::from(*v)).collect(),
-        Data::I64(v) => v.iter().map(|v| *v as f64).collect(),
-        Data::F32(v) => v.iter().map(|v| f64::from(*v)).collect(),
-        Data::F64(v) => v.clone(),
-    }
-}
-
-fn p50(plan: &Plan, inputs: &[Array]) -> Result<f64> {
+fn p50(plan: &Plan, inputs: &[Tensor]) -> Result<f64> {
     let (start, mut times) = (Instant::now(), Vec::new());
     while times.len() < TIMED.0 && start.elapsed() < TIMED.1 {
         let call = Instant::now();
