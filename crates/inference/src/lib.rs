@@ -8,6 +8,7 @@ pub mod golden;
 mod pipeline;
 mod prediction;
 pub mod profile;
+pub mod simplify;
 pub mod steps;
 pub mod tensor;
 

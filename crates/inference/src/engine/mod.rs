@@ -1,7 +1,7 @@
 //! What runs a graph: the interface that the pipeline sees, and the choice of who is behind it. Each engine is
 //! named by one file alone.
 
-mod tract;
+pub(crate) mod tract;
 
 use farlight_onnx::{Limits, OnnxError};
 use farlight_release::manifest::Datatype;

@@ -161,7 +161,7 @@ fn to_tract(plain: &Plain) -> TractResult<Tensor> {
     }
 }
 
-fn from_tract(value: &TValue) -> TractResult<Plain> {
+pub(crate) fn from_tract(value: &TValue) -> TractResult<Plain> {
     let shape = value.shape().to_vec();
     let numbers;
     let tensor: &Tensor = if value.datum_type() == DatumType::TDim {
@@ -192,7 +192,7 @@ fn from_tract(value: &TValue) -> TractResult<Plain> {
     Ok(Plain { shape, values })
 }
 
-fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     // The values touched are dropped or overwritten after a panic, never read again.
     catch_unwind(AssertUnwindSafe(f)).map_err(|panic| {
         let text = panic
