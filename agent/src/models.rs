@@ -120,8 +120,8 @@ impl Loaded {
         self.pipeline.elements()
     }
 
-    /// The outputs of its graph that are answers.
-    pub fn outputs(&self) -> impl Iterator<Item = &Port> {
+    /// What it answers with.
+    pub fn outputs(&self) -> &[Port] {
         self.pipeline.outputs()
     }
 

@@ -311,7 +311,7 @@ mod tests {
         assert!(queue.enter().is_some());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_cannot_be_in_time_is_refused_at_once_and_nothing_is_lost() {
         let queue = Queue::<u32, ()>::new(policy(1, 2));
         let place = queue.enter().unwrap();

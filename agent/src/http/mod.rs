@@ -55,6 +55,7 @@ pub struct Service {
     pub updates: mpsc::Sender<Input>,
 }
 
+pub(crate) use response::elements;
 pub use slow::Slow;
 
 /// All routes.

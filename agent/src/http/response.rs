@@ -83,7 +83,7 @@ pub(super) fn build(
             binary::write(&tensor.values, &mut tail);
             document.insert("parameters".into(), json!({ "binary_data_size": tail.len() - before }));
         } else {
-            document.insert("data".into(), data(&tensor.values));
+            document.insert("data".into(), elements(&tensor.values));
         }
         outputs.push(Value::Object(document));
     }
@@ -157,7 +157,7 @@ fn joined(predictions: Vec<Prediction>) -> Vec<Given> {
 }
 
 /// Elements as JSON. Numbers that are not finite are null, which JSON has in their place.
-fn data(values: &Values) -> Value {
+pub(crate) fn elements(values: &Values) -> Value {
     match values {
         Values::Bool(v) => json!(v),
         Values::Uint8(v) => json!(v),
@@ -199,7 +199,7 @@ fn classify(manifest: &Manifest, tensor: &Tensor, count: usize) -> Option<Tensor
 /// The outputs of a model as metadata: name, type, shape with -1 where it is not fixed.
 pub(super) fn describe<'a>(
     manifest: &'a Manifest,
-    ports: impl Iterator<Item = &'a farlight_inference::Port>,
+    ports: &'a [farlight_inference::Port],
 ) -> Vec<(String, Datatype, Vec<i64>)> {
     if manifest.task != Task::Tensors {
         let classes = if manifest.labels.is_empty() { -1 } else { manifest.labels.len() as i64 };
@@ -218,5 +218,5 @@ pub(super) fn describe<'a>(
     let describe = |port: &farlight_inference::Port| {
         (port.name.clone(), port.datatype, port.shape.iter().enumerate().map(size).collect())
     };
-    ports.map(describe).collect()
+    ports.iter().map(describe).collect()
 }

@@ -280,9 +280,9 @@ async fn answer(base: Base, model: String, queue: Arc<Queue>, sink: Sink, full: 
         let id = &question.id;
         let answer = match question.input {
             Err(error) => Err(error),
-            Ok(input) if full == Full::Wait => ask_patiently(&base.table, &model, id, &input).await,
+            Ok(input) if full == Full::Wait => ask_patiently(&base, &model, id, &input).await,
             Ok(input) => {
-                let answer = ask(&base.table, &model, id, Arc::unwrap_or_clone(input)).await;
+                let answer = ask(&base, &model, id, Arc::unwrap_or_clone(input)).await;
                 answer.map_err(|refusal| match refusal {
                     Refusal::Later(error) | Refusal::Input(error) => error,
                 })

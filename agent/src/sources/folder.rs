@@ -135,7 +135,7 @@ async fn one(base: &Base, settings: &Folder, name: &OsStr) -> anyhow::Result<()>
         let (id, answer) = match &input {
             Ok(whole) => {
                 let id = if whole.id.is_empty() { file.as_ref() } else { &whole.id };
-                (id, ask_patiently(&base.table, model, id, &whole.data).await)
+                (id, ask_patiently(base, model, id, &whole.data).await)
             }
             Err(error) => (file.as_ref(), Err(error.clone())),
         };

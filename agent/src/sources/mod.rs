@@ -18,12 +18,14 @@ mod tally;
 use std::sync::Arc;
 use std::time::Duration;
 
-use farlight_inference::Prediction;
+use farlight_inference::{Item, Named, Prediction, Values};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::models::{Ask, InferError, Models};
+use crate::models::{Ask, InferError};
+use crate::router::Router;
+use crate::streams::Call;
 use crate::settings::source::Source;
 
 pub use tally::Tally;
@@ -53,7 +55,9 @@ impl Running {
 /// What every source needs.
 #[derive(Clone)]
 struct Base {
-    table: Arc<Models>,
+    table: Arc<Router>,
+    /// The stream that models with state see: one a source.
+    stream: String,
     models: Vec<String>,
     tally: Arc<Tally>,
     shutdown: watch::Receiver<bool>,
@@ -80,15 +84,16 @@ impl Base {
 }
 
 /// Starts every configured source.
-pub fn start(sources: &[Source], models: &Arc<Models>, shutdown: &watch::Receiver<bool>) -> Running {
+pub fn start(sources: &[Source], router: &Arc<Router>, shutdown: &watch::Receiver<bool>) -> Running {
     let (end, ended) = watch::channel(false);
     let end = Arc::new(end);
     let mut tallies = Vec::new();
-    for source in sources.iter().cloned() {
+    for (number, source) in sources.iter().cloned().enumerate() {
         let tally = Arc::new(Tally::new(source.kind(), source.models()));
         tallies.push(Arc::clone(&tally));
-        let (table, models) = (Arc::clone(models), source.models());
-        let base = Base { table, models, tally, shutdown: shutdown.clone() };
+        let (table, models) = (Arc::clone(router), source.models());
+        let stream = format!("source {number}: {}", source.kind());
+        let base = Base { table, stream, models, tally, shutdown: shutdown.clone() };
         let end = Arc::clone(&end);
         base.clone().spawn(async move {
             let kind = source.kind();
@@ -120,23 +125,28 @@ enum Refusal {
 }
 
 /// Asks a model and describes the answer for people and programs.
-async fn ask(models: &Models, model: &str, id: &str, raw: Vec<f32>) -> Result<Value, Refusal> {
+async fn ask(base: &Base, model: &str, id: &str, raw: Vec<f32>) -> Result<Value, Refusal> {
     let refuse = |error: InferError| match error {
         InferError::Unknown(_) | InferError::Off(_) | InferError::Busy { .. } | InferError::Remote(_) => {
             Refusal::Later(error.to_string())
         }
         InferError::Run(_) | InferError::Stateless(_) => Refusal::Input(error.to_string()),
     };
-    let loaded = models.find(model, None).map_err(refuse)?;
-    let answer = models.infer(loaded, raw.into(), &Ask::now(id)).await.map_err(refuse)?;
+    let door = base.table.door(model, None).map_err(refuse)?;
+    let stream = Call { id: &base.stream, start: false, end: false };
+    let stream = door.loaded.state().map(|_| stream);
+    let datatype = door.loaded.manifest.input.datatype;
+    let main = Values::from_f32(datatype, &raw).ok_or_else(|| Refusal::Input("the model takes text".to_owned()))?;
+    let item = Item { main, more: Vec::new() };
+    let answer = base.table.infer(&door, item, &Ask { stream, ..Ask::now(id) }).await.map_err(refuse)?;
     let release = &answer.loaded.slot.release;
     Ok(describe(id, &release.to_string(), &answer.loaded.manifest.labels, &answer.prediction))
 }
 
 /// Asks until the model takes the question: for sources that can wait.
-async fn ask_patiently(models: &Models, model: &str, id: &str, raw: &[f32]) -> Result<Value, String> {
+async fn ask_patiently(base: &Base, model: &str, id: &str, raw: &[f32]) -> Result<Value, String> {
     loop {
-        match ask(models, model, id, raw.to_vec()).await {
+        match ask(base, model, id, raw.to_vec()).await {
             Ok(answer) => return Ok(answer),
             Err(Refusal::Input(error)) => return Err(error),
             Err(Refusal::Later(_)) => tokio::time::sleep(LOOK_EVERY).await,
@@ -145,12 +155,20 @@ async fn ask_patiently(models: &Models, model: &str, id: &str, raw: &[f32]) -> R
 }
 
 /// The shape of a model's input without the batch; `None` while it is absent.
-fn shape(models: &Models, model: &str) -> Option<Vec<usize>> {
-    models.find(model, None).ok().map(|loaded| loaded.manifest.input.shape.clone())
+fn shape(router: &Router, model: &str) -> Option<Vec<usize>> {
+    router.door(model, None).ok().map(|door| door.loaded.manifest.input.shape.clone())
 }
 
 /// The JSON form of a prediction outside the Open Inference Protocol.
 pub fn describe(id: &str, release: &str, labels: &[String], prediction: &Prediction) -> Value {
+    if !prediction.tensors.is_empty() {
+        let output = |named: &Named| {
+            let data = crate::http::elements(&named.tensor.values);
+            (named.name.clone(), json!({ "shape": named.tensor.shape, "data": data }))
+        };
+        let outputs: serde_json::Map<String, Value> = prediction.tensors.iter().map(output).collect();
+        return json!({ "id": id, "release": release, "outputs": outputs });
+    }
     json!({
         "id": id,
         "release": release,

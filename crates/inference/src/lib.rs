@@ -5,6 +5,7 @@
 mod contract;
 mod engine;
 pub mod golden;
+mod outputs;
 mod pipeline;
 mod prediction;
 pub mod profile;

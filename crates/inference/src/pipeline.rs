@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use farlight_release::manifest::{BatchAxis, Manifest, PreStep, Task, TensorSpec};
+use farlight_release::manifest::{BatchAxis, Datatype, Manifest, TensorSpec};
 use farlight_wire::codes::Code;
 
+use crate::contract;
 use crate::engine::{self, Batch, Engine, EngineError, Port};
+use crate::outputs::Outputs;
 use crate::prediction::Prediction;
-use crate::tensor::{Named, Tensor, Values, elements};
-use crate::{contract, steps};
+use crate::steps::{Pre, Scratch, StepError};
+use crate::tensor::{Tensor, Values, elements};
 
 /// Largest input in elements (a 4-channel 2048 × 2048 image): bounds what a manifest can make a device
 /// allocate for each request.
@@ -111,6 +113,8 @@ pub struct Pipeline {
     /// The same graph for several items at once.
     batched: Option<Arc<dyn Engine>>,
     manifest: Arc<Manifest>,
+    pre: Arc<Pre>,
+    answers: Arc<Outputs>,
     /// Where each input of the graph comes from.
     feeds: Arc<[Feed]>,
     /// Which state each output of the graph becomes; `None` for those that are answers.
@@ -140,7 +144,9 @@ impl Pipeline {
     /// [`LoadError`] naming the manifest field that does not fit, or the engine's reason.
     pub fn load_with(manifest: &Manifest, onnx: &[u8], options: Options) -> Result<Self, LoadError> {
         let elements = check(manifest)?;
-        let wanted = wanted(manifest);
+        let field = |field, error: StepError| LoadError::Manifest { field, problem: error.to_string() };
+        let pre = Pre::plan(&manifest.pre, &manifest.input.shape).map_err(|error| field("pre", error))?;
+        let wanted = wanted(manifest, pre.output_shape());
         let engine: Arc<dyn Engine> = engine::load(onnx, &wanted, Batch::Fixed)?.into();
         let feeds: Arc<[Feed]> = engine.inputs().iter().filter_map(|port| feed(manifest, port)).collect();
         let fates: Vec<Option<usize>> = engine
@@ -148,7 +154,9 @@ impl Pipeline {
             .iter()
             .map(|port| manifest.states.iter().position(|state| state.output == port.name))
             .collect();
-        check_ports(manifest, &*engine, &fates)?;
+        check_ports(manifest, &*engine)?;
+        let answers = engine.outputs().iter().zip(&fates).filter(|(_, fate)| fate.is_none());
+        let answers = Outputs::plan(manifest, answers.map(|(port, _)| port.clone()).collect())?;
         let can_batch =
             options.batches && manifest.states.is_empty() && manifest.batch_axis == BatchAxis::Leading;
         let batched = match can_batch {
@@ -156,7 +164,8 @@ impl Pipeline {
             false => None,
         };
         let (manifest, fates) = (Arc::new(manifest.clone()), fates.into());
-        Ok(Self { engine, batched, manifest, feeds, fates, elements })
+        let (pre, answers) = (Arc::new(pre), Arc::new(answers));
+        Ok(Self { engine, batched, manifest, pre, answers, feeds, fates, elements })
     }
 
     /// The manifest it was loaded under.
@@ -169,9 +178,9 @@ impl Pipeline {
         self.engine.name()
     }
 
-    /// The outputs of the graph that are answers.
-    pub fn outputs(&self) -> impl Iterator<Item = &Port> {
-        self.engine.outputs().iter().zip(&*self.fates).filter(|(_, fate)| fate.is_none()).map(|(port, _)| port)
+    /// What clients are told that there is: the outputs of the graph that are answers, after postprocessing.
+    pub fn outputs(&self) -> &[Port] {
+        self.answers.ports()
     }
 
     /// Whether several items can be run at once.
@@ -197,9 +206,9 @@ impl Pipeline {
     /// # Errors
     /// [`RunError`] for a wrong length or a refused contract violation.
     pub fn prepare(&self, raw: &[f32]) -> Result<Vec<f32>, RunError> {
-        let mut input = raw.to_vec();
-        self.prepare_in_place(&mut input)?;
-        Ok(input)
+        let (mut input, mut scratch) = (raw.to_vec(), Scratch::default());
+        self.checked(&mut input)?;
+        Ok(self.pre.run(&mut scratch, &input).map_err(failed)?.to_vec())
     }
 
     /// A worker with buffers of its own.
@@ -207,44 +216,45 @@ impl Pipeline {
     /// # Errors
     /// [`LoadError::Engine`] when the engine cannot make one.
     pub fn worker(&self) -> Result<Worker, LoadError> {
-        Ok(Worker { pipeline: self.clone(), buffer: Vec::with_capacity(self.elements) })
+        Ok(Worker { pipeline: self.clone(), buffers: Buffers::default() })
     }
 
-    /// Contract and preprocessing; how many elements broke the contract.
-    fn prepare_in_place(&self, input: &mut Vec<f32>) -> Result<u32, RunError> {
+    /// Holds an input to its contract; how many elements broke it.
+    fn checked(&self, input: &mut [f32]) -> Result<u32, RunError> {
         if input.len() != self.elements {
             return Err(RunError::Length { got: input.len(), expected: self.elements });
         }
         let spec = &self.manifest.input;
         let violations = contract::check(spec, input);
         obey(spec, violations)?;
-        steps::preprocess(&self.manifest.pre, &spec.shape, input);
         Ok(violations)
     }
 
-    /// The main input as the engine takes it, and how many elements broke the contract. `buffer` is given back by
-    /// [`Pipeline::recycle`].
-    fn main(&self, port: &Port, main: &Values, buffer: &mut Vec<f32>) -> Result<(Values, u32), RunError> {
+    /// The main input as the engine takes it, and how many elements broke the contract.
+    fn main(&self, port: &Port, main: &Values, buffers: &mut Buffers) -> Result<(Values, u32), RunError> {
         let spec = &self.manifest.input;
         if main.len() != self.elements {
             return Err(RunError::Length { got: main.len(), expected: self.elements });
         }
         // Without steps there is no need to go through single precision, which cannot hold every integer.
-        if self.manifest.pre.is_empty() && main.datatype() == port.datatype && port.datatype != FP32 {
+        if self.manifest.pre.is_empty() && main.datatype() == port.datatype && port.datatype != Datatype::Fp32 {
             let violations = contract::count(spec, main);
             obey(spec, violations)?;
             return Ok((main.clone(), violations));
         }
-        let mut input = std::mem::take(buffer);
-        input.clear();
+        let Buffers { raw, scratch, ready } = buffers;
+        raw.clear();
         let floats = main.to_f32().ok_or_else(|| RunError::Inputs(format!("{:?} takes numbers", spec.name)))?;
-        input.extend_from_slice(&floats);
-        let violations = self.prepare_in_place(&mut input)?;
-        if port.datatype == FP32 {
-            return Ok((Values::Fp32(input), violations));
+        raw.extend_from_slice(&floats);
+        let violations = self.checked(raw)?;
+        let input = self.pre.run(scratch, raw).map_err(failed)?;
+        if port.datatype == Datatype::Fp32 {
+            let mut values = std::mem::take(ready);
+            values.clear();
+            values.extend_from_slice(input);
+            return Ok((Values::Fp32(values), violations));
         }
-        let values = Values::from_f32(port.datatype, &input);
-        *buffer = input;
+        let values = Values::from_f32(port.datatype, input);
         let values = values.ok_or_else(|| RunError::Inputs(format!("{:?} takes text", spec.name)))?;
         Ok((values, violations))
     }
@@ -272,14 +282,14 @@ impl Pipeline {
         &self,
         item: &Item,
         state: Option<&State>,
-        buffer: &mut Vec<f32>,
+        buffers: &mut Buffers,
     ) -> Result<(Vec<Tensor>, u32), RunError> {
         let mut violations = 0_u32;
         let mut tensors = Vec::with_capacity(self.feeds.len());
         for (feed, port) in self.feeds.iter().zip(self.engine.inputs()) {
             let shape = port.shape.iter().map(|size| size.unwrap_or(1)).collect();
             let (values, broken) = match feed {
-                Feed::Main => self.main(port, &item.main, buffer)?,
+                Feed::Main => self.main(port, &item.main, buffers)?,
                 Feed::More(index) => self.more(*index, item)?,
                 Feed::State(index) => {
                     let missing = || RunError::Inputs("the model has a state, the request none".to_owned());
@@ -292,31 +302,26 @@ impl Pipeline {
         }
         Ok((tensors, violations))
     }
-
-    /// What the graph's outputs say, without those that are states.
-    fn judge(&self, outputs: impl Iterator<Item = Tensor>, violations: u32) -> Result<Prediction, RunError> {
-        let manifest = &*self.manifest;
-        let answers = || outputs.zip(self.outputs());
-        if manifest.task == Task::Tensors {
-            let named = answers().map(|(tensor, port)| Named { name: port.name.clone(), tensor }).collect();
-            return Ok(Prediction::of_tensors(named, violations));
-        }
-        let scores = answers().next().map(|(tensor, _)| match tensor.values {
-            Values::Fp32(values) => values,
-            other => other.to_f32().map(|values| values.into_owned()).unwrap_or_default(),
-        });
-        let mut scores = scores.unwrap_or_default();
-        let threshold = steps::postprocess(&manifest.post, &mut scores);
-        Ok(Prediction::of_scores(manifest.task, scores, threshold, violations))
-    }
 }
 
-const FP32: farlight_release::manifest::Datatype = farlight_release::manifest::Datatype::Fp32;
+fn failed(error: StepError) -> RunError {
+    RunError::Engine(EngineError::Run(format!("preprocessing: {error}")))
+}
+
+/// What a worker keeps from one request to the next, so that it need not be allocated again.
+#[derive(Default)]
+struct Buffers {
+    /// The input as it came, held to its contract.
+    raw: Vec<f32>,
+    scratch: Scratch,
+    /// What the engine was given last.
+    ready: Vec<f32>,
+}
 
 /// Runs one request after another; buffers are reused.
 pub struct Worker {
     pipeline: Pipeline,
-    buffer: Vec<f32>,
+    buffers: Buffers,
 }
 
 impl Worker {
@@ -346,14 +351,14 @@ impl Worker {
         mut mark: impl FnMut(),
     ) -> Result<Prediction, RunError> {
         let pipeline = &self.pipeline;
-        let (mut tensors, violations) = pipeline.tensors(item, state.as_deref(), &mut self.buffer)?;
+        let (mut tensors, violations) = pipeline.tensors(item, state.as_deref(), &mut self.buffers)?;
         mark();
         let outputs = pipeline.engine.run(&tensors.iter().collect::<Vec<_>>());
         mark();
         if let Some(index) = pipeline.feeds.iter().position(|feed| matches!(feed, Feed::Main))
-            && let Some(Values::Fp32(buffer)) = tensors.get_mut(index).map(|tensor| &mut tensor.values)
+            && let Some(Values::Fp32(ready)) = tensors.get_mut(index).map(|tensor| &mut tensor.values)
         {
-            self.buffer = std::mem::take(buffer);
+            self.buffers.ready = std::mem::take(ready);
         }
         let mut answers = Vec::new();
         let mut next = state.as_deref().cloned();
@@ -372,7 +377,7 @@ impl Worker {
                 (Some(_), None) => {}
             }
         }
-        let prediction = pipeline.judge(answers.into_iter(), violations)?;
+        let prediction = pipeline.answers.answer(answers, violations)?;
         if let (Some(state), Some(next)) = (state, next) {
             *state = next;
         }
@@ -386,7 +391,7 @@ impl Worker {
         let Some(engine) = pipeline.batched.as_deref().filter(|_| items.len() > 1) else {
             return items.iter().map(|item| self.answer(item, pipeline.state().as_mut(), &mut mark)).collect();
         };
-        let ready: Vec<_> = items.iter().map(|item| pipeline.tensors(item, None, &mut self.buffer)).collect();
+        let ready: Vec<_> = items.iter().map(|item| pipeline.tensors(item, None, &mut self.buffers)).collect();
         let violations: Vec<u32> = ready.iter().flatten().map(|(_, violations)| *violations).collect();
         let stacked = stack(ready.iter().flatten().map(|(tensors, _)| tensors));
         mark();
@@ -396,7 +401,7 @@ impl Worker {
         let apart = outputs.and_then(|outputs| unstack(&outputs, violations.len()));
         let answers = apart.and_then(|items| {
             let judged = items.into_iter().zip(violations);
-            judged.map(|(outputs, n)| pipeline.judge(outputs.into_iter(), n)).collect::<Result<Vec<_>, _>>()
+            judged.map(|(outputs, n)| pipeline.answers.answer(outputs, n)).collect::<Result<Vec<_>, _>>()
         });
         match answers {
             Ok(answers) => {
@@ -451,13 +456,13 @@ fn obey(spec: &TensorSpec, violations: u32) -> Result<(), RunError> {
 }
 
 /// Names and shapes (batch included) of what the graph is to take.
-fn wanted(manifest: &Manifest) -> Vec<(&str, Vec<usize>)> {
+fn wanted<'a>(manifest: &'a Manifest, main: &'a [usize]) -> Vec<(&'a str, Vec<usize>)> {
     let batched = |shape: &[usize]| match manifest.batch_axis {
         BatchAxis::Leading => std::iter::once(1).chain(shape.iter().copied()).collect(),
         BatchAxis::None => shape.to_vec(),
     };
-    let inputs = std::iter::once(&manifest.input).chain(&manifest.more_inputs);
-    let inputs = inputs.map(|spec| (spec.name.as_str(), batched(&spec.shape)));
+    let more = manifest.more_inputs.iter().map(|spec| (spec.name.as_str(), batched(&spec.shape)));
+    let inputs = std::iter::once((manifest.input.name.as_str(), batched(main))).chain(more);
     inputs.chain(manifest.states.iter().map(|state| (state.input.as_str(), state.shape.clone()))).collect()
 }
 
@@ -478,17 +483,6 @@ fn check(manifest: &Manifest) -> Result<usize, LoadError> {
         .ok_or_else(|| {
             field("input.shape", format!("{shape:?} has no elements or more than {MAX_INPUT_ELEMENTS}"))
         })?;
-    for step in &manifest.pre {
-        if let PreStep::Normalise { axis, mean, std } = step {
-            let channels = shape
-                .get(*axis)
-                .copied()
-                .ok_or_else(|| field("pre.axis", format!("{axis} is not an axis of {shape:?}")))?;
-            if mean.len() != channels || std.len() != channels {
-                return Err(field("pre.mean", format!("need {channels} means and deviations")));
-            }
-        }
-    }
     for feature in &manifest.profile.features {
         if shape.first().is_none_or(|channels| feature.channel >= *channels) {
             return Err(field("profile.features.channel", format!("{} is not a channel", feature.channel)));
@@ -498,7 +492,7 @@ fn check(manifest: &Manifest) -> Result<usize, LoadError> {
 }
 
 /// Whether the graph's types are what the manifest says.
-fn check_ports(manifest: &Manifest, engine: &dyn Engine, fates: &[Option<usize>]) -> Result<(), LoadError> {
+fn check_ports(manifest: &Manifest, engine: &dyn Engine) -> Result<(), LoadError> {
     let field = |field, problem: String| LoadError::Manifest { field, problem };
     for port in engine.inputs() {
         let name = |datatype| port.datatype != datatype;
@@ -518,13 +512,5 @@ fn check_ports(manifest: &Manifest, engine: &dyn Engine, fates: &[Option<usize>]
             return Err(field("states.output", format!("the graph has no output {:?}", state.output)));
         }
     }
-    let answers = fates.iter().filter(|fate| fate.is_none()).count();
-    match manifest.task {
-        Task::Classification | Task::Regression if answers != 1 => {
-            let problem = format!("the graph has {answers} outputs; with more than one the task is `tensors`");
-            Err(field("task", problem))
-        }
-        Task::Tensors if answers == 0 => Err(field("task", "the graph has no output".to_owned())),
-        Task::Classification | Task::Regression | Task::Tensors => Ok(()),
-    }
+    Ok(())
 }

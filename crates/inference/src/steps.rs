@@ -15,7 +15,6 @@ mod tests;
 mod text;
 
 use farlight_release::manifest::steps::StepProblem;
-use farlight_release::manifest::{PostStep, PreStep};
 
 pub use post::Post;
 pub use pre::{Pre, Scratch};
@@ -57,25 +56,4 @@ pub enum StepError {
         /// Elements of the shape.
         expected: usize,
     },
-}
-
-/// Applies the preprocessing steps to one item of `shape`; plans anew for each item.
-pub(crate) fn preprocess(steps: &[PreStep], shape: &[usize], values: &mut Vec<f32>) {
-    let mut scratch = Scratch::default();
-    let result = Pre::plan(steps, shape).and_then(|pre| pre.run(&mut scratch, values).map(<[f32]>::to_vec));
-    // The engine refuses what has no elements.
-    *values = result.unwrap_or_default();
-}
-
-/// Applies the postprocessing steps to the one output; returns the abstain threshold if one is declared.
-pub(crate) fn postprocess(steps: &[PostStep], values: &mut Vec<f32>) -> Option<f32> {
-    let shape = vec![values.len()];
-    let post = Post::plan(steps, &[(String::new(), shape.clone())]);
-    let array = Array { shape, values: std::mem::take(values) };
-    let mut outputs = vec![NamedArray { name: String::new(), array }];
-    let threshold = post.and_then(|post| post.run(&mut outputs));
-    // Without values there is no answer: the prediction counts as not finite.
-    let first = outputs.into_iter().next().filter(|_| threshold.is_ok());
-    *values = first.map(|output| output.array.values).unwrap_or_default();
-    threshold.ok().flatten()
 }

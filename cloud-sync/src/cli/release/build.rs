@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use farlight_inference::simplify::unsupported;
 use farlight_inference::{Item, LoadError, Pipeline, State, Values, golden, profile};
 use farlight_release::blob;
 use farlight_release::manifest::{Lineage, Task};
@@ -77,7 +78,8 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     if args.parent.as_ref().is_some_and(|parent| parent.model != release.model || *parent == release) {
         return Err(CliError::usage("--parent must be another release of the same model"));
     }
-    let onnx = files::read(&args.model)?;
+    let onnx = recipe.graph.fix(files::read(&args.model)?)?;
+    runnable(args, &onnx)?;
     let folder = args.data.as_deref().or(args.recipe.parent()).unwrap_or(Path::new("."));
     let samples = recipe.samples(folder)?;
     let model = blob::describe(&onnx);
@@ -185,6 +187,19 @@ fn measure(
     let p95 = micros.get(micros.len().saturating_mul(95) / 100).or(micros.last()).copied();
     let accuracy = right as f64 / micros.len().max(1) as f64;
     Ok(Measured { samples: micros.len(), accuracy, p95_us: p95.unwrap_or(0) })
+}
+
+/// Refuses a graph with what the fleet's engine cannot run, or is known to run wrongly.
+fn runnable(args: &Args, onnx: &[u8]) -> Result<(), CliError> {
+    // What is no model at all is said by the loader.
+    let Ok(unsupported) = unsupported(onnx) else { return Ok(()) };
+    if unsupported.is_empty() {
+        return Ok(());
+    }
+    let all: Vec<String> = unsupported.iter().map(ToString::to_string).collect();
+    let message =
+        format!("model {} does not run on the fleet's engine: {}", args.model.display(), all.join("; "));
+    Err(CliError::delivery(Exit::File, Code::ReleaseNotRunnable, message))
 }
 
 fn recipe_error(args: &Args, why: &str) -> CliError {

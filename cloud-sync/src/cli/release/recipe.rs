@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use farlight_inference::{Item, Values, golden, tensor};
+use farlight_inference::simplify::{Simplify, simplify};
+use farlight_inference::{Item, Tensor, Values, golden, tensor};
 use farlight_release::manifest::{
     BatchAxis, Blob, Budgets, Datatype, Delta, FORMAT, Lineage, Manifest, OnViolation, PostStep, PreStep,
     Profile, Requires, Sampling, StateSpec, Task, TensorSpec, Variant,
@@ -41,6 +42,9 @@ pub struct Recipe {
     /// Whether the graph has a batch axis.
     #[serde(default)]
     pub batch_axis: BatchAxis,
+    /// What is fixed in the graph before anything else is done with it.
+    #[serde(default)]
+    pub graph: Graph,
     /// Steps from the request's tensor to the engine's input.
     #[serde(default)]
     pub pre: Vec<PreStep>,
@@ -61,6 +65,50 @@ pub struct Recipe {
     pub gate: Gate,
     /// Where the evaluation data is; a model of tensors needs none.
     pub evaluation: Option<Source>,
+}
+
+/// What is fixed in a graph whose exporter kept it general.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Graph {
+    /// Inputs that always have the same value, such as a sample rate; they are no inputs of the release.
+    pub constants: BTreeMap<String, Constant>,
+    /// Shapes of inputs, batch included, where what the file declares is open and something follows from it.
+    pub shapes: BTreeMap<String, Vec<usize>>,
+}
+
+/// The value of an input that is always the same.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Constant {
+    /// Type of its elements.
+    pub datatype: Datatype,
+    /// Its shape; a single number when left out.
+    #[serde(default)]
+    pub shape: Vec<usize>,
+    /// Its elements, row-major; numbers up to 2^24 are exact.
+    pub data: Vec<f32>,
+}
+
+impl Graph {
+    /// The graph with what is fixed, and what was done in words; as it is when nothing is.
+    ///
+    /// # Errors
+    /// When the graph has no such input, or it does not fit.
+    pub fn fix(&self, onnx: Vec<u8>) -> Result<Vec<u8>, CliError> {
+        if self.constants.is_empty() && self.shapes.is_empty() {
+            return Ok(onnx);
+        }
+        let mut options = Simplify { shapes: self.shapes.clone(), ..Simplify::default() };
+        for (name, constant) in &self.constants {
+            let values = Values::from_f32(constant.datatype, &constant.data);
+            let tensor = values.and_then(|values| Tensor::new(constant.shape.clone(), values));
+            let wrong = || CliError::file(format!("graph.constants.{name}: data does not fill the shape"));
+            options.constants.insert(name.clone(), tensor.ok_or_else(wrong)?);
+        }
+        let simplified = simplify(&onnx, &options);
+        Ok(simplified.map_err(|error| CliError::file(format!("recipe, graph: {error}")))?.onnx)
+    }
 }
 
 /// The input and its data contract.
