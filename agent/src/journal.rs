@@ -61,6 +61,15 @@ impl Journal {
         move |source| StoreError::Sqlite { action, path, source }
     }
 
+    /// Whether the room of reports is half full.
+    ///
+    /// # Errors
+    /// When SQLite cannot read.
+    pub fn reports_are_many(&self) -> Result<bool, StoreError> {
+        let kept = self.db.query_row("SELECT count(*) FROM reports", [], |row| row.get::<_, i64>(0));
+        Ok(kept.map_err(self.sqlite("count reports in"))? >= MAX_REPORTS / 2)
+    }
+
     /// Keeps a report until the cloud has it.
     ///
     /// # Errors

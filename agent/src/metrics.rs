@@ -18,7 +18,11 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: [const { AtomicU64::new(0) }; BUCKETS], above: AtomicU64::new(0), nanos: AtomicU64::new(0) }
+        Self {
+            counts: [const { AtomicU64::new(0) }; BUCKETS],
+            above: AtomicU64::new(0),
+            nanos: AtomicU64::new(0),
+        }
     }
 }
 

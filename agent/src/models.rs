@@ -190,16 +190,14 @@ impl Loaded {
                 senders.push(waiting);
             }
             let mut clock = Clock::start();
-            let results = self.with_worker(|worker| {
-                worker.answer_all(&items.iter().collect::<Vec<_>>(), || clock.mark())
-            });
+            let results = self
+                .with_worker(|worker| worker.answer_all(&items.iter().collect::<Vec<_>>(), || clock.mark()));
             let times = clock.stop();
             self.metrics.executed();
             self.queue.took(clock.started.elapsed(), items.len());
             drop(place);
-            let results = results.unwrap_or_else(|error| {
-                items.iter().map(|_| Err(RunError::Engine(error.clone()))).collect()
-            });
+            let results = results
+                .unwrap_or_else(|error| items.iter().map(|_| Err(RunError::Engine(error.clone()))).collect());
             let started = clock.started;
             let mut ran =
                 items.into_iter().zip(results).map(|(item, result)| Ran { item, result, started, times });
@@ -506,12 +504,7 @@ impl Models {
     ///
     /// # Errors
     /// [`InferError`].
-    pub async fn infer(
-        &self,
-        loaded: Arc<Loaded>,
-        item: Item,
-        ask: &Ask<'_>,
-    ) -> Result<Answer, InferError> {
+    pub async fn infer(&self, loaded: Arc<Loaded>, item: Item, ask: &Ask<'_>) -> Result<Answer, InferError> {
         let name = loaded.slot.release.model.as_str();
         if self.runtime.is_off(name) {
             loaded.metrics.failed(Reason::Off, ask.arrived.elapsed());

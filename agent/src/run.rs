@@ -55,7 +55,8 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
     let (shutdown_sender, shutdown) = watch::channel(false);
     let Started { driver, inbox, healths, updates, models, runtime, status, recording, link } =
         start(&settings, identity.clone(), &shutdown).await?;
-    let router = Arc::new(Router::new(Arc::clone(&models), runtime.clone(), remote(&settings.router, &identity)?));
+    let router =
+        Arc::new(Router::new(Arc::clone(&models), runtime.clone(), remote(&settings.router, &identity)?));
     let own_threads = serving(&settings.inference.cores).map_err(|error| {
         Fatal::new(ExitCode::Config, error, "name cores of this machine in inference.cores, or leave it out")
     })?;
@@ -163,7 +164,11 @@ pub async fn start(
     let recording =
         recorder::start(opened.store, plan, vitals, runtime.clone(), healths_sender, committed_sender)
             .context("start the recorder")?;
-    let models = Arc::new(Models::new(settings.inference.plan(cores(settings)), recording.recorder.clone(), runtime.clone()));
+    let models = Arc::new(Models::new(
+        settings.inference.plan(cores(settings)),
+        recording.recorder.clone(),
+        runtime.clone(),
+    ));
     let status = Arc::new(Status::new(identity.device.as_str(), identity.fleet.as_str()));
 
     let (updates, inbox) = mpsc::channel(INBOX);

@@ -33,6 +33,7 @@ async fn sweep(store: &Store, before: i64) -> Result<u64, StoreError> {
         "DELETE FROM model_windows WHERE received < $1",
         "DELETE FROM windows WHERE received < $1",
         "DELETE FROM cases WHERE received < $1 AND label IS NULL",
+        "DELETE FROM feedback WHERE received < $1",
         "DELETE FROM reports WHERE received < $1",
         "DELETE FROM watermarks WHERE updated < $1",
         "DELETE FROM enrolment_tokens WHERE expires < $1",

@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 use crate::api::{self, ApiError, Query, Server};
 use crate::app::{Addresses, App, Shared};
 use crate::broker::{Access, Broker, Front, SERVICE_USER};
+use crate::cases::feedback;
 use crate::devices;
 use crate::enrol::{Authority, Secret};
 use crate::exit::Exit;
@@ -134,6 +135,7 @@ impl Service {
             tokio::spawn(app.registry.clone().keep_fresh(shutdown.clone())),
             tokio::spawn(rollouts::drive(Arc::clone(&app), shutdown.clone())),
             tokio::spawn(drift::watch(Arc::clone(&app), shutdown.clone())),
+            tokio::spawn(feedback::label(Arc::clone(&app), shutdown.clone())),
             tokio::spawn(retention::enforce(Arc::clone(&app), shutdown.clone())),
         ];
         // Devices may come only when their messages can be stored.

@@ -67,3 +67,25 @@ fn trainer_and_engine_give_the_same_probabilities() {
         assert!(largest < 1e-4, "{name}: {largest}");
     }
 }
+
+#[test]
+fn the_examples_of_the_inference_page_are_read() {
+    use farlight_release::config::{self, ConfigManifest};
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/inference.md");
+    let text = std::fs::read_to_string(page).unwrap();
+    let mut found = (0, 0);
+    for block in text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
+        let mut table: toml::Table = toml::from_str(block).unwrap();
+        if let Some(states) = table.remove("states") {
+            let states: Vec<farlight_release::manifest::StateSpec> = states.try_into().unwrap();
+            found.0 += states.len();
+        } else {
+            let runtime: config::Runtime = table.try_into().unwrap();
+            found.1 += runtime.routes.len();
+            let release = "config/1.0.0".parse().unwrap();
+            let requires = Default::default();
+            ConfigManifest { format: config::FORMAT, release, runtime, requires }.check().unwrap();
+        }
+    }
+    assert_eq!(found, (1, 1));
+}

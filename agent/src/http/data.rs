@@ -168,7 +168,8 @@ impl Data {
             (_, Self::Floats(v)) => {
                 let integer = |x: f64| {
                     // 2^63 is the first that does not fit.
-                    let fits = x.fract() == 0.0 && (-9.223_372_036_854_776e18..9.223_372_036_854_776e18).contains(&x);
+                    let fits = x.fract() == 0.0
+                        && (-9.223_372_036_854_776e18..9.223_372_036_854_776e18).contains(&x);
                     if fits { Ok(x as i64) } else { Err(format!("{x} is no {name}")) }
                 };
                 integers(v.into_iter().map(integer).collect::<Result<Vec<i64>, _>>()?, datatype)
@@ -192,7 +193,10 @@ where
     i32: TryFrom<I>,
     i64: TryFrom<I>,
 {
-    fn all<I: Copy + std::fmt::Display, T: TryFrom<I>>(values: Vec<I>, datatype: Datatype) -> Result<Vec<T>, String> {
+    fn all<I: Copy + std::fmt::Display, T: TryFrom<I>>(
+        values: Vec<I>,
+        datatype: Datatype,
+    ) -> Result<Vec<T>, String> {
         let one = |x: I| T::try_from(x).map_err(|_| format!("{x} is no {}", datatype.name()));
         values.into_iter().map(one).collect()
     }
@@ -230,17 +234,17 @@ mod tests {
 
     #[test]
     fn every_element_is_what_its_type_holds() {
-        assert_eq!(values("[[1,2],[3,4.0]]", Datatype::Fp32).unwrap(), Values::Fp32(vec![1.0, 2.0, 3.0, 4.0]));
+        assert_eq!(
+            values("[[1,2],[3,4.0]]", Datatype::Fp32).unwrap(),
+            Values::Fp32(vec![1.0, 2.0, 3.0, 4.0])
+        );
         assert_eq!(values("[1,2.0]", Datatype::Int8).unwrap(), Values::Int8(vec![1, 2]));
         let large = "[0,18446744073709551615,9007199254740993]";
         assert_eq!(
             values(large, Datatype::Uint64).unwrap(),
             Values::Uint64(vec![0, u64::MAX, 9_007_199_254_740_993])
         );
-        assert_eq!(
-            values("[-9223372036854775808]", Datatype::Int64).unwrap(),
-            Values::Int64(vec![i64::MIN])
-        );
+        assert_eq!(values("[-9223372036854775808]", Datatype::Int64).unwrap(), Values::Int64(vec![i64::MIN]));
         assert_eq!(values("[true,false]", Datatype::Bool).unwrap(), Values::Bool(vec![true, false]));
         assert_eq!(values("[1,0]", Datatype::Bool).unwrap(), Values::Bool(vec![true, false]));
         assert_eq!(values("[\"a\"]", Datatype::Bytes).unwrap(), Values::Bytes(vec![b"a".to_vec()]));

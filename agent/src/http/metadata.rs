@@ -125,13 +125,10 @@ fn describe(service: &Service, loaded: &Arc<Loaded>) -> Value {
     let manifest = &loaded.manifest;
     let name = manifest.release.model.as_str();
     let known = service.models.list().into_iter().find(|(model, _)| model == name);
-    let versions: Vec<String> = known.iter().flat_map(|(_, entry)| versions(entry)).map(|l| version_of(&l)).collect();
-    let input = |spec: &TensorSpec| {
-        json!({ "name": spec.name, "datatype": spec.datatype.name(), "shape": batched(loaded, &spec.shape) })
-    };
-    let output = |(name, datatype, shape): (String, farlight_release::manifest::Datatype, Vec<i64>)| {
-        json!({ "name": name, "datatype": datatype.name(), "shape": shape })
-    };
+    let versions: Vec<String> =
+        known.iter().flat_map(|(_, entry)| versions(entry)).map(|l| version_of(&l)).collect();
+    let input = |spec: &TensorSpec| json!({ "name": spec.name, "datatype": spec.datatype.name(), "shape": batched(loaded, &spec.shape) });
+    let output = |(name, datatype, shape): (String, farlight_release::manifest::Datatype, Vec<i64>)| json!({ "name": name, "datatype": datatype.name(), "shape": shape });
     json!({
         "name": name,
         "versions": versions,
@@ -153,9 +150,7 @@ fn configuration(_: &Service, loaded: &Arc<Loaded>) -> Value {
         "BYTES" => "TYPE_STRING".to_owned(),
         name => format!("TYPE_{name}"),
     };
-    let input = |spec: &TensorSpec| {
-        json!({ "name": spec.name, "data_type": kind(spec.datatype), "dims": spec.shape })
-    };
+    let input = |spec: &TensorSpec| json!({ "name": spec.name, "data_type": kind(spec.datatype), "dims": spec.shape });
     let leading = manifest.batch_axis == BatchAxis::Leading;
     let output = |(name, datatype, shape): (String, farlight_release::manifest::Datatype, Vec<i64>)| {
         let dims: Vec<i64> = shape.into_iter().skip(usize::from(leading)).collect();

@@ -129,7 +129,8 @@ impl Collector for Routes {
         if routes.is_empty() {
             return Ok(());
         }
-        let help = "Requests to a route, by what answered: a stage, cache, split, fallback, or nothing (failed)";
+        let help =
+            "Requests to a route, by what answered: a stage, cache, split, fallback, or nothing (failed)";
         let mut metric = encoder.encode_descriptor("route_requests", help, None, MetricType::Counter)?;
         for (name, route) in &routes {
             let counts = &route.counts;
@@ -147,7 +148,8 @@ impl Collector for Routes {
             }
         }
         let help = "Answers of a route that its shadow gave as well (agreed) or otherwise (disagreed)";
-        let mut metric = encoder.encode_descriptor("route_shadow_answers", help, None, MetricType::Counter)?;
+        let mut metric =
+            encoder.encode_descriptor("route_shadow_answers", help, None, MetricType::Counter)?;
         for (name, route) in &routes {
             for (stage, count) in [("agreed", &route.counts.agreed), ("disagreed", &route.counts.disagreed)] {
                 let label = Answered { route: name.clone(), stage: stage.to_owned() };

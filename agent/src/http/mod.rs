@@ -2,6 +2,7 @@
 
 pub(crate) mod binary;
 pub(crate) mod data;
+mod feedback;
 mod infer;
 mod local;
 mod metadata;
@@ -76,6 +77,7 @@ pub fn router(service: Service) -> Router {
         .route("/v2/models/{model}/versions/{version}/stats", get(metadata::version_stats))
         .route("/v2/models/{model}/infer", post(infer::model))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer::version))
+        .route("/v2/models/{model}/feedback", post(feedback::give))
         .route("/v2/repository/index", post(repository::index))
         .route("/v2/repository/models/{model}/load", post(repository::load))
         .route("/v2/repository/models/{model}/unload", post(repository::unload))
@@ -84,7 +86,9 @@ pub fn router(service: Service) -> Router {
         .route("/farlight/flags", get(local::flags))
         .route("/farlight/lock", put(local::lock).delete(local::unlock))
         .fallback(async || refuse(StatusCode::NOT_FOUND, "no such path"))
-        .method_not_allowed_fallback(async || refuse(StatusCode::METHOD_NOT_ALLOWED, "another method is asked for"))
+        .method_not_allowed_fallback(async || {
+            refuse(StatusCode::METHOD_NOT_ALLOWED, "another method is asked for")
+        })
         .layer(limit)
         .with_state(service)
 }
@@ -112,7 +116,9 @@ fn refuse_inference(error: &InferError) -> Response {
     use farlight_inference::RunError;
     let status = match error {
         InferError::Unknown(_) => StatusCode::NOT_FOUND,
-        InferError::Busy { .. } | InferError::Off(_) | InferError::Remote(_) => StatusCode::SERVICE_UNAVAILABLE,
+        InferError::Busy { .. } | InferError::Off(_) | InferError::Remote(_) => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
         InferError::Stateless(_)
         | InferError::Run(RunError::Length { .. } | RunError::Inputs(_) | RunError::Contract { .. }) => {
             StatusCode::BAD_REQUEST

@@ -69,7 +69,11 @@ pub(super) async fn load(State(service): State<Service>, Path(model): Path<Strin
 }
 
 /// `POST /v2/repository/models/{model}/unload`.
-pub(super) async fn unload(State(service): State<Service>, Path(model): Path<String>, body: Bytes) -> Response {
+pub(super) async fn unload(
+    State(service): State<Service>,
+    Path(model): Path<String>,
+    body: Bytes,
+) -> Response {
     // unload_dependents means nothing here: no model depends on another one.
     if let Err(response) = read(&body) {
         return *response;

@@ -95,9 +95,8 @@ pub(super) fn parse(manifest: &Manifest, body: &[u8], header_len: Option<usize>)
     let names = || specs.iter().map(|spec| format!("{:?}", spec.name)).collect::<Vec<_>>().join(", ");
     for tensor in document.inputs {
         let known = specs.iter().position(|spec| spec.name == tensor.name);
-        let index = known.ok_or_else(|| {
-            format!("input {:?} is unknown; the model takes {}", tensor.name, names())
-        })?;
+        let index = known
+            .ok_or_else(|| format!("input {:?} is unknown; the model takes {}", tensor.name, names()))?;
         let (spec, place) = (specs[index], &mut inputs[index]);
         if place.is_some() {
             return Err(format!("input {:?} is there twice", spec.name));
@@ -115,9 +114,7 @@ pub(super) fn parse(manifest: &Manifest, body: &[u8], header_len: Option<usize>)
     let parameters = &document.parameters;
     let number = |key: &str| match parameters.get(key) {
         None => Ok(None),
-        Some(value) => {
-            value.as_u64().map(Some).ok_or_else(|| format!("parameter {key} is no whole number"))
-        }
+        Some(value) => value.as_u64().map(Some).ok_or_else(|| format!("parameter {key} is no whole number")),
     };
     Ok(Asked {
         id: document.id.filter(|id| !id.is_empty()),

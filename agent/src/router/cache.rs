@@ -32,7 +32,12 @@ impl Cache {
 
     /// The answer to an input that came before, and the stage that gave it. Everything is forgotten when the releases
     /// are others.
-    pub(super) fn get(&mut self, key: &[u8], releases: &[String], now: Instant) -> Option<(Prediction, usize)> {
+    pub(super) fn get(
+        &mut self,
+        key: &[u8],
+        releases: &[String],
+        now: Instant,
+    ) -> Option<(Prediction, usize)> {
         if self.releases != releases {
             self.kept.clear();
             self.releases = releases.to_vec();

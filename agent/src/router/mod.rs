@@ -119,7 +119,8 @@ impl Router {
     /// The routes in use, by name.
     pub fn list(&self) -> Vec<(String, Arc<Active>)> {
         let routes = self.routes();
-        let mut list: Vec<_> = routes.by_name.iter().map(|(name, route)| (name.clone(), Arc::clone(route))).collect();
+        let mut list: Vec<_> =
+            routes.by_name.iter().map(|(name, route)| (name.clone(), Arc::clone(route))).collect();
         list.sort_by(|a, b| a.0.cmp(&b.0));
         list
     }
@@ -359,7 +360,8 @@ impl Active {
         };
         let stages = &route.stages;
         let cache = route.cache.map(|cache| Cache::new(Duration::from_millis(cache.ttl_ms), cache.entries));
-        let counts = Counts { stages: stages.iter().map(|_| AtomicU64::new(0)).collect(), ..Counts::default() };
+        let counts =
+            Counts { stages: stages.iter().map(|_| AtomicU64::new(0)).collect(), ..Counts::default() };
         Self {
             breakers: stages.iter().map(|_| Mutex::new(Breaker::new(policy))).collect(),
             cache: cache.map(Mutex::new),
@@ -383,7 +385,8 @@ impl Active {
     /// What an input is looked up by; `None` where nothing is kept, or the input is of a stream or too large.
     fn key(&self, item: &Item, ask: &Ask<'_>) -> Option<Vec<u8>> {
         self.cache.as_ref()?;
-        let size = |values: &farlight_inference::Values| values.len() * values.datatype().size().unwrap_or(64);
+        let size =
+            |values: &farlight_inference::Values| values.len() * values.datatype().size().unwrap_or(64);
         let bytes: usize = std::iter::once(&item.main).chain(&item.more).map(size).sum();
         if ask.stream.is_some() || bytes > cache::MAX_KEY {
             return None;

@@ -74,10 +74,7 @@ impl Inference {
     /// How the requests of every model are run on `cores` cores.
     pub fn plan(&self, cores: usize) -> Plan {
         let models = self.model.iter().map(|(name, own)| (name.clone(), self.scheduling(own, cores)));
-        Plan {
-            default: self.scheduling(&Model::default(), cores),
-            models: models.collect::<HashMap<_, _>>(),
-        }
+        Plan { default: self.scheduling(&Model::default(), cores), models: models.collect::<HashMap<_, _>>() }
     }
 
     fn scheduling(&self, own: &Model, cores: usize) -> Scheduling {

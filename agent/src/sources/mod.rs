@@ -25,8 +25,8 @@ use tokio::task::JoinHandle;
 
 use crate::models::{Ask, InferError};
 use crate::router::Router;
-use crate::streams::Call;
 use crate::settings::source::Source;
+use crate::streams::Call;
 
 pub use tally::Tally;
 
@@ -136,7 +136,8 @@ async fn ask(base: &Base, model: &str, id: &str, raw: Vec<f32>) -> Result<Value,
     let stream = Call { id: &base.stream, start: false, end: false };
     let stream = door.loaded.state().map(|_| stream);
     let datatype = door.loaded.manifest.input.datatype;
-    let main = Values::from_f32(datatype, &raw).ok_or_else(|| Refusal::Input("the model takes text".to_owned()))?;
+    let main =
+        Values::from_f32(datatype, &raw).ok_or_else(|| Refusal::Input("the model takes text".to_owned()))?;
     let item = Item { main, more: Vec::new() };
     let answer = base.table.infer(&door, item, &Ask { stream, ..Ask::now(id) }).await.map_err(refuse)?;
     let release = &answer.loaded.slot.release;

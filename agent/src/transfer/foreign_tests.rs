@@ -38,7 +38,9 @@ impl Nginx {
     async fn is_ours(&self) -> bool {
         let name = self.folder.path().file_name().unwrap().to_str().unwrap();
         fs::write(self.folder.path().join(name), name).unwrap();
-        let Ok(mut stream) = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await else { return false };
+        let Ok(mut stream) = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await else {
+            return false;
+        };
         let mut answer = String::new();
         let asked = async {
             stream.write_all(format!("GET /{name} HTTP/1.0\r\n\r\n").as_bytes()).await?;

@@ -12,7 +12,8 @@ use farlight_device::update::{Failure, KnownBad, State, Want};
 use farlight_wire::codes::Code;
 use farlight_wire::desired::Action;
 use farlight_wire::report;
-use farlight_wire::{Command, Millis, ModelName, ReleaseId};
+use farlight_wire::report::Feedback;
+use farlight_wire::{Command, Millis, ModelName, ReleaseId, Report};
 use tokio::sync::oneshot;
 
 use super::{Driver, Ready, steps};
@@ -62,6 +63,13 @@ pub enum Local {
         policy: Policy,
         /// What is being installed.
         reply: oneshot::Sender<Result<Vec<ReleaseId>, Failure>>,
+    },
+    /// Keep what applications found out about answers until the cloud has it.
+    Feedback {
+        /// At least one.
+        feedback: Vec<Feedback>,
+        /// Done, or why not.
+        reply: oneshot::Sender<Result<(), String>>,
     },
     /// Take a model out of memory until it is asked for again.
     Unload {
@@ -152,6 +160,9 @@ impl Driver {
                 }
                 let _ = reply.send(Ok(releases));
             }
+            Local::Feedback { feedback, reply } => {
+                let _ = reply.send(self.feedback(feedback));
+            }
             Local::Unload { model, reply } => {
                 let _ = reply.send(self.unload(&model));
             }
@@ -161,6 +172,21 @@ impl Driver {
                 let _ = reply.send(done);
             }
         }
+    }
+
+    /// Feedback may fill half the room of reports: those of updates matter more.
+    fn feedback(&mut self, feedback: Vec<Feedback>) -> Result<(), String> {
+        let failed = |error: crate::store::StoreError| error.to_string();
+        if self.parts.journal.reports_are_many().map_err(failed)? {
+            return Err("too many reports wait for the cloud; try again when it was reached".to_owned());
+        }
+        let at = clock::now();
+        for one in feedback {
+            let report = Report { at, event: report::Event::Feedback(one) };
+            self.parts.journal.report(&report).map_err(failed)?;
+        }
+        self.parts.reported.send_modify(|n| *n += 1);
+        Ok(())
     }
 
     /// A model that is being updated stays: its update needs it.

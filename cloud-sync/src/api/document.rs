@@ -24,6 +24,7 @@ use utoipa::OpenApi;
         crate::cases::api::show,
         crate::cases::api::label,
         crate::cases::api::label_many,
+        crate::cases::feedback::list,
         crate::service::health,
         crate::service::audit_log,
         crate::registry::api::online_keys,

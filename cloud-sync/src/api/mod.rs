@@ -45,6 +45,7 @@ pub fn router(app: Shared) -> Router {
         .route("/cases/{id}", get(cases::api::show))
         .route("/cases/{id}/label", post(cases::api::label))
         .route("/labels", post(cases::api::label_many))
+        .route("/feedback", get(cases::feedback::list))
         .route("/audit", get(service::audit_log))
         .merge(registry::api::routes())
         .merge(learning::api::routes(&app))

@@ -105,7 +105,7 @@ fn summary(row: &AnyRow) -> CaseSummary {
 }
 
 /// The labels of a release's manifest; empty when it is not in the registry.
-async fn labels(app: &Shared, release: &str) -> Result<Vec<String>, ApiError> {
+pub(super) async fn labels(app: &Shared, release: &str) -> Result<Vec<String>, ApiError> {
     let Ok(release) = release.parse::<ReleaseId>() else { return Ok(vec![]) };
     let manifest = app.registry.manifest(&release).await.map_err(ApiError::internal)?;
     Ok(manifest.map(|manifest| manifest.labels.clone()).unwrap_or_default())

@@ -1,6 +1,7 @@
 //! Cases from the field and their labels: what people look at, and what training learns from.
 
 pub mod api;
+pub mod feedback;
 mod tensor;
 
 use farlight_wire::ModelName;

@@ -1,6 +1,6 @@
 //! Reports as rows, and what they change in the device's twin and in the rollout that asked.
 
-use farlight_wire::report::{Event, Inventory, Running, UpdateReport, UpdateState};
+use farlight_wire::report::{Event, Feedback, Inventory, Running, Truth, UpdateReport, UpdateState};
 use farlight_wire::{DeviceId, Millis, ReleaseId, Report, RolloutId, Seq};
 use sqlx::Row;
 
@@ -34,6 +34,7 @@ pub(super) async fn store(
         Event::Progress(progress) => ("progress", of(progress.rollout.as_ref()), String::new()),
         Event::Shadow(shadow) => ("shadow", of(shadow.rollout.as_ref()), String::new()),
         Event::Diagnostics { .. } => ("diagnostics", String::new(), String::new()),
+        Event::Feedback(_) => ("feedback", String::new(), String::new()),
     };
     let body = json_text(&serde_json::to_value(&report.event).unwrap_or_default());
     let rows = sqlx::query(
@@ -80,6 +81,7 @@ pub(super) async fn store(
                 .await
                 .during("note how far a download is")?;
         }
+        Event::Feedback(feedback) => store_feedback(write, device, feedback, report.at, now).await?,
         Event::Refused(_)
         | Event::Loss { .. }
         | Event::CommandResult { .. }
@@ -87,6 +89,39 @@ pub(super) async fn store(
         | Event::Diagnostics { .. } => {}
     }
     Ok(Outcome::Stored)
+}
+
+/// The newest truth about a request counts. A case of the same request waits for it, or came before it: its label is
+/// read where it is needed, so that it does not matter which.
+async fn store_feedback(
+    write: &mut Write,
+    device: &DeviceId,
+    feedback: &Feedback,
+    at: Millis,
+    now: Millis,
+) -> Result<(), StoreError> {
+    let (verdict, label) = match &feedback.truth {
+        Truth::Is(label) => ("is", text(label)),
+        Truth::Right => ("right", String::new()),
+        Truth::Wrong => ("wrong", String::new()),
+    };
+    sqlx::query(
+        "INSERT INTO feedback (device, model, request_id, verdict, label, at, received) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (device, model, request_id) DO UPDATE SET \
+         verdict = excluded.verdict, label = excluded.label, at = excluded.at, received = excluded.received \
+         WHERE excluded.at >= feedback.at",
+    )
+    .bind(device.as_str())
+    .bind(feedback.model.as_str())
+    .bind(text(&feedback.request_id))
+    .bind(verdict)
+    .bind(label)
+    .bind(int(at.0))
+    .bind(int(now.0))
+    .execute(write.connection())
+    .await
+    .during("store feedback")?;
+    Ok(())
 }
 
 async fn hello(

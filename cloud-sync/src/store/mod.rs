@@ -26,6 +26,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "releases", include_str!("migrations/0002_releases.sql")),
     (3, "learning", include_str!("migrations/0003_learning.sql")),
     (4, "delivery", include_str!("migrations/0004_delivery.sql")),
+    (5, "feedback", include_str!("migrations/0005_feedback.sql")),
 ];
 
 /// What can go wrong with the database.

@@ -25,9 +25,13 @@ pub const MIN_CALLS: usize = 5;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Closed,
-    Open { until: Millis },
+    Open {
+        until: Millis,
+    },
     /// One call was let through; nothing else until it ends, or for so long.
-    Probing { until: Millis },
+    Probing {
+        until: Millis,
+    },
 }
 
 /// A breaker.
@@ -132,7 +136,9 @@ mod tests {
     fn a_probe_that_never_ends_does_not_keep_it_open_for_ever() {
         let mut breaker = Breaker::new(POLICY);
         (0..5).for_each(|n| breaker.ended(false, Millis(1), Millis(n)));
-        assert!(breaker.allows(Millis(2000)) && !breaker.allows(Millis(2001)) && breaker.allows(Millis(3000)));
+        assert!(
+            breaker.allows(Millis(2000)) && !breaker.allows(Millis(2001)) && breaker.allows(Millis(3000))
+        );
     }
 
     proptest! {

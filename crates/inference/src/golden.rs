@@ -99,8 +99,9 @@ pub fn build(pipeline: &Pipeline, streams: &[Vec<Item>]) -> Result<Vec<Vector>, 
         let mut state = pipeline.state();
         let mut calls = Vec::with_capacity(stream.len());
         for item in stream.iter().take(MAX_CALLS) {
-            let prediction =
-                worker.answer(item, state.as_mut(), || {}).map_err(|source| GoldenError::Run { index, source })?;
+            let prediction = worker
+                .answer(item, state.as_mut(), || {})
+                .map_err(|source| GoldenError::Run { index, source })?;
             let inputs = iter::once(&item.main).chain(&item.more).cloned().collect();
             calls.push(Call { inputs, outputs: named(prediction) });
         }
@@ -189,10 +190,12 @@ pub fn check(
         let mut state = pipeline.state();
         for call in &vector.calls {
             let mut inputs = call.inputs.iter().cloned();
-            let main = inputs.next().ok_or_else(|| GoldenError::Malformed("a call has no input".to_owned()))?;
+            let main =
+                inputs.next().ok_or_else(|| GoldenError::Malformed("a call has no input".to_owned()))?;
             let item = Item { main, more: inputs.collect() };
-            let got =
-                worker.answer(&item, state.as_mut(), || {}).map_err(|source| GoldenError::Run { index, source })?;
+            let got = worker
+                .answer(&item, state.as_mut(), || {})
+                .map_err(|source| GoldenError::Run { index, source })?;
             compare(index, &named(got), &call.outputs, tolerance)?;
             each();
         }

@@ -30,7 +30,10 @@ impl Outputs {
         match (manifest.task, answers.len()) {
             (_, 0) => return Err(refuse("task", "the graph has no output".to_owned())),
             (Task::Classification | Task::Regression, 2..) if manifest.post.is_empty() => {
-                let problem = format!("the graph has {} outputs; the task is `tensors`, or a step keeps one", answers.len());
+                let problem = format!(
+                    "the graph has {} outputs; the task is `tensors`, or a step keeps one",
+                    answers.len()
+                );
                 return Err(refuse("task", problem));
             }
             _ => {}
@@ -43,7 +46,9 @@ impl Outputs {
         };
         let ports = match &post {
             None => answers,
-            Some(post) => post.outputs().iter().map(|(name, shape)| described(manifest, name, shape)).collect(),
+            Some(post) => {
+                post.outputs().iter().map(|(name, shape)| described(manifest, name, shape)).collect()
+            }
         };
         let width = match &post {
             Some(post) => post.outputs().first().map(|(_, shape)| shape.iter().product()),
@@ -72,7 +77,8 @@ impl Outputs {
         for (name, tensor) in self.names.iter().zip(outputs) {
             arrays.push(NamedArray { name: name.clone(), array: self.array(tensor)? });
         }
-        let failed = |error: StepError| RunError::Engine(EngineError::Run(format!("postprocessing: {error}")));
+        let failed =
+            |error: StepError| RunError::Engine(EngineError::Run(format!("postprocessing: {error}")));
         let threshold = post.run(&mut arrays).map_err(failed)?;
         if self.task != Task::Tensors {
             let scores = arrays.into_iter().next().map(|output| output.array.values).unwrap_or_default();
@@ -133,9 +139,8 @@ fn plan(manifest: &Manifest, answers: &[Port]) -> Result<Post, LoadError> {
     let mut shapes = Vec::with_capacity(answers.len());
     for port in answers {
         let shape: Option<Vec<usize>> = port.shape.iter().skip(batched).copied().collect();
-        let shape = shape.ok_or_else(|| {
-            refuse(format!("output {:?} has no fixed shape, which steps need", port.name))
-        })?;
+        let shape = shape
+            .ok_or_else(|| refuse(format!("output {:?} has no fixed shape, which steps need", port.name)))?;
         shapes.push((port.name.clone(), shape));
     }
     Post::plan(&manifest.post, &shapes).map_err(|error| refuse(error.to_string()))

@@ -237,14 +237,16 @@ impl Pipeline {
             return Err(RunError::Length { got: main.len(), expected: self.elements });
         }
         // Without steps there is no need to go through single precision, which cannot hold every integer.
-        if self.manifest.pre.is_empty() && main.datatype() == port.datatype && port.datatype != Datatype::Fp32 {
+        if self.manifest.pre.is_empty() && main.datatype() == port.datatype && port.datatype != Datatype::Fp32
+        {
             let violations = contract::count(spec, main);
             obey(spec, violations)?;
             return Ok((main.clone(), violations));
         }
         let Buffers { raw, scratch, ready } = buffers;
         raw.clear();
-        let floats = main.to_f32().ok_or_else(|| RunError::Inputs(format!("{:?} takes numbers", spec.name)))?;
+        let floats =
+            main.to_f32().ok_or_else(|| RunError::Inputs(format!("{:?} takes numbers", spec.name)))?;
         raw.extend_from_slice(&floats);
         let violations = self.checked(raw)?;
         let input = self.pre.run(scratch, raw).map_err(failed)?;
@@ -261,7 +263,8 @@ impl Pipeline {
 
     /// One of the other inputs; how many elements broke the contract.
     fn more(&self, index: usize, item: &Item) -> Result<(Values, u32), RunError> {
-        let wrong = || RunError::Inputs(format!("the model takes {} inputs", 1 + self.manifest.more_inputs.len()));
+        let wrong =
+            || RunError::Inputs(format!("the model takes {} inputs", 1 + self.manifest.more_inputs.len()));
         let spec = self.manifest.more_inputs.get(index).ok_or_else(wrong)?;
         let values = item.more.get(index).ok_or_else(wrong)?;
         if values.datatype() != spec.datatype {
@@ -367,8 +370,10 @@ impl Worker {
                 (None, _) => answers.push(output),
                 (Some(index), Some(State(states))) => {
                     if let Some(state) = states.get_mut(*index) {
-                        if state.shape != output.shape || state.values.datatype() != output.values.datatype() {
-                            let text = format!("a state came back as {:?}, not {:?}", output.shape, state.shape);
+                        if state.shape != output.shape || state.values.datatype() != output.values.datatype()
+                        {
+                            let text =
+                                format!("a state came back as {:?}, not {:?}", output.shape, state.shape);
                             return Err(EngineError::Run(text).into());
                         }
                         *state = output;
@@ -386,12 +391,20 @@ impl Worker {
 
     /// Answers several items at once where the pipeline batches, else one after the other. One that is refused does
     /// not keep the others from their answers. `mark` as in [`Worker::answer`].
-    pub fn answer_all(&mut self, items: &[&Item], mut mark: impl FnMut()) -> Vec<Result<Prediction, RunError>> {
+    pub fn answer_all(
+        &mut self,
+        items: &[&Item],
+        mut mark: impl FnMut(),
+    ) -> Vec<Result<Prediction, RunError>> {
         let pipeline = self.pipeline.clone();
         let Some(engine) = pipeline.batched.as_deref().filter(|_| items.len() > 1) else {
-            return items.iter().map(|item| self.answer(item, pipeline.state().as_mut(), &mut mark)).collect();
+            return items
+                .iter()
+                .map(|item| self.answer(item, pipeline.state().as_mut(), &mut mark))
+                .collect();
         };
-        let ready: Vec<_> = items.iter().map(|item| pipeline.tensors(item, None, &mut self.buffers)).collect();
+        let ready: Vec<_> =
+            items.iter().map(|item| pipeline.tensors(item, None, &mut self.buffers)).collect();
         let violations: Vec<u32> = ready.iter().flatten().map(|(_, violations)| *violations).collect();
         let stacked = stack(ready.iter().flatten().map(|(tensors, _)| tensors));
         mark();
@@ -478,11 +491,9 @@ fn feed(manifest: &Manifest, port: &Port) -> Option<Feed> {
 fn check(manifest: &Manifest) -> Result<usize, LoadError> {
     let shape = &manifest.input.shape;
     let field = |field, problem: String| LoadError::Manifest { field, problem };
-    let elements = elements(shape)
-        .filter(|n| (1..=MAX_INPUT_ELEMENTS).contains(n))
-        .ok_or_else(|| {
-            field("input.shape", format!("{shape:?} has no elements or more than {MAX_INPUT_ELEMENTS}"))
-        })?;
+    let elements = elements(shape).filter(|n| (1..=MAX_INPUT_ELEMENTS).contains(n)).ok_or_else(|| {
+        field("input.shape", format!("{shape:?} has no elements or more than {MAX_INPUT_ELEMENTS}"))
+    })?;
     for feature in &manifest.profile.features {
         if shape.first().is_none_or(|channels| feature.channel >= *channels) {
             return Err(field("profile.features.channel", format!("{} is not a channel", feature.channel)));
@@ -498,12 +509,14 @@ fn check_ports(manifest: &Manifest, engine: &dyn Engine) -> Result<(), LoadError
         let name = |datatype| port.datatype != datatype;
         let more = manifest.more_inputs.iter().find(|spec| spec.name == port.name);
         if let Some(spec) = more.filter(|spec| name(spec.datatype)) {
-            let problem = format!("{:?} is {}, not {}", port.name, port.datatype.name(), spec.datatype.name());
+            let problem =
+                format!("{:?} is {}, not {}", port.name, port.datatype.name(), spec.datatype.name());
             return Err(field("more_inputs.datatype", problem));
         }
         let state = manifest.states.iter().find(|state| state.input == port.name);
         if let Some(state) = state.filter(|state| name(state.datatype)) {
-            let problem = format!("{:?} is {}, not {}", port.name, port.datatype.name(), state.datatype.name());
+            let problem =
+                format!("{:?} is {}, not {}", port.name, port.datatype.name(), state.datatype.name());
             return Err(field("states.datatype", problem));
         }
     }

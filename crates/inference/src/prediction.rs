@@ -31,12 +31,7 @@ pub struct Prediction {
 
 impl Prediction {
     /// Judges the scores of a classification or regression.
-    pub fn of_scores(
-        task: Task,
-        outputs: Vec<f32>,
-        threshold: Option<f32>,
-        violations: u32,
-    ) -> Self {
+    pub fn of_scores(task: Task, outputs: Vec<f32>, threshold: Option<f32>, violations: u32) -> Self {
         let non_finite = outputs.is_empty() || outputs.iter().any(|v| !v.is_finite());
         let (mut top, mut best, mut second) = (0, f32::NEG_INFINITY, f32::NEG_INFINITY);
         if !non_finite {
@@ -58,17 +53,7 @@ impl Prediction {
         };
         let abstained = !non_finite && threshold.is_some_and(|t| score < t);
         let class = (task == Task::Classification && !non_finite && !abstained).then_some(top);
-        Self {
-            outputs,
-            tensors: Vec::new(),
-            class,
-            top,
-            score,
-            margin,
-            non_finite,
-            abstained,
-            violations,
-        }
+        Self { outputs, tensors: Vec::new(), class, top, score, margin, non_finite, abstained, violations }
     }
 
     /// An answer of tensors, which have no score and no class.

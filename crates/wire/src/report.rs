@@ -57,6 +57,30 @@ pub enum Event {
         /// A JSON document, at most [`crate::limits::MAX_DIAGNOSTICS`] bytes.
         document: String,
     },
+    /// What an application found out about an answer, at once or long after.
+    Feedback(Feedback),
+}
+
+/// What an application found out about an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Feedback {
+    /// The model that was asked.
+    pub model: ModelName,
+    /// The request's id, as the application gave it.
+    pub request_id: String,
+    /// What is true.
+    pub truth: Truth,
+}
+
+/// What is true of an input that was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Truth {
+    /// It is of this class, by its label; for a regression, this number in decimal.
+    Is(String),
+    /// The answer was right.
+    Right,
+    /// The answer was wrong; what is right is not known.
+    Wrong,
 }
 
 /// How far a download is.

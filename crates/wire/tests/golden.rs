@@ -5,7 +5,7 @@
 use farlight_wire::case::{CaseKind, CaseTensor, CaseV1, TensorEncoding};
 use farlight_wire::desired::{Action, CommandV1, DesiredV1};
 use farlight_wire::report::{
-    ErrorReport, Event, Inventory, Refusal, ReportV1, Running, UpdateReport, UpdateState,
+    ErrorReport, Event, Feedback, Inventory, Refusal, ReportV1, Running, Truth, UpdateReport, UpdateState,
 };
 use farlight_wire::telemetry::{ModelWindowV1, VitalsV1, WindowV1};
 use farlight_wire::{Ack, Batch, Counts, Millis, Seq, Sketch, Stream, decode, encode};
@@ -124,6 +124,15 @@ fn reports() {
     let records =
         events.into_iter().zip(1..).map(|(event, n)| (Seq(n), ReportV1 { at: Millis(n), event })).collect();
     check(&Batch { epoch: 42, acked: Seq(0), prev: Seq(0), records }, include_str!("golden/report.hex"));
+}
+
+#[test]
+fn feedback() {
+    let truths = [Truth::Is("PEN".into()), Truth::Right, Truth::Wrong];
+    let feedback = |truth| Feedback { model: "m".parse().unwrap(), request_id: "gw-1-17".into(), truth };
+    let report = |(n, truth)| (Seq(n), ReportV1 { at: Millis(n), event: Event::Feedback(feedback(truth)) });
+    let records = (1..).zip(truths).map(report).collect();
+    check(&Batch { epoch: 42, acked: Seq(0), prev: Seq(0), records }, include_str!("golden/feedback.hex"));
 }
 
 #[test]

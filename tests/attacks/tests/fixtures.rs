@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use farlight_agent::clock::{self, Zone};
 use farlight_agent::fetch::Repository;
 use farlight_agent::journal::Journal;
-use farlight_agent::models::Models;
+use farlight_agent::models::{Ask, Models};
 use farlight_agent::recorder::{self, Plan};
 use farlight_agent::runtime::Runtime;
 use farlight_agent::slots::Slots;
@@ -243,7 +243,7 @@ impl Device {
     async fn state(&self) -> RunState {
         let loaded = self.models.find("m", None).unwrap();
         let slots = Slots::new(self.folder.path());
-        let answer = self.models.infer(Arc::clone(&loaded), vec![0.5; 6], "a", Instant::now()).await;
+        let answer = self.models.infer(Arc::clone(&loaded), vec![0.5; 6].into(), &Ask::now("a")).await;
         RunState {
             release: loaded.slot.release.to_string(),
             files: read_tree(&slots.folder(&loaded.slot)).unwrap(),

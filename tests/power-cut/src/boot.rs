@@ -209,6 +209,8 @@ async fn answer(models: &Models, slots: &Slots, name: &str, slot: &Slot) -> anyh
     let mut inputs = first.context("it has no golden vectors")?.inputs.into_iter();
     let main = inputs.next().context("a golden vector has no input")?;
     let loaded = models.find(name, None)?;
-    models.infer(loaded, farlight_inference::Item { main, more: inputs.collect() }, &Ask::now("golden")).await?;
+    models
+        .infer(loaded, farlight_inference::Item { main, more: inputs.collect() }, &Ask::now("golden"))
+        .await?;
     Ok(())
 }

@@ -73,7 +73,10 @@ fn several_inputs_come_in_any_order_and_are_taken_apart_together() {
     let mut body = json.as_bytes().to_vec();
     body.extend((0..8_u16).flat_map(|v| f32::from(v).to_le_bytes()));
     let asked = parse(&manifest, &body, Some(json.len())).unwrap();
-    assert_eq!(asked.items[1], Item { main: Values::Fp32(vec![4.0, 5.0, 6.0, 7.0]), more: vec![Values::Int64(vec![8])] });
+    assert_eq!(
+        asked.items[1],
+        Item { main: Values::Fp32(vec![4.0, 5.0, 6.0, 7.0]), more: vec![Values::Int64(vec![8])] }
+    );
     assert_eq!((asked.priority, asked.timeout), (2, Some(Duration::from_micros(1500))));
     let stream = asked.stream.unwrap();
     assert!(stream.id == "5" && stream.start && !stream.end);

@@ -214,7 +214,8 @@ impl Recipe {
             Values::from_f32(datatype, &values).unwrap_or_else(|| Values::zeros(datatype, elements))
         };
         let mut item = |number: usize| {
-            let sample = samples.and_then(|samples| samples.x.get(number * samples.x.len() / (count * calls)));
+            let sample =
+                samples.and_then(|samples| samples.x.get(number * samples.x.len() / (count * calls)));
             let main = match sample.and_then(|sample| Values::from_f32(input.datatype, sample)) {
                 Some(main) => main,
                 None => draw(input.datatype, &input.shape, input.min, input.max),

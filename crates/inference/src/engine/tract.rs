@@ -78,7 +78,8 @@ fn load(onnx: &[u8], wanted: &[(&str, Vec<usize>)], batch: Batch) -> Result<Trac
     let symbol = model.symbols.sym("N");
     for (index, shape) in shapes.iter().enumerate() {
         let datum = model.input_fact(index).map_err(fail)?.datum_type.concretize();
-        let datum = datum.ok_or_else(|| EngineError::Load(format!("input {:?} has no type", inputs[index])))?;
+        let datum =
+            datum.ok_or_else(|| EngineError::Load(format!("input {:?} has no type", inputs[index])))?;
         let dims: TVec<TDim> = shape
             .iter()
             .enumerate()

@@ -11,7 +11,8 @@ use crate::canonical::{self, Fractions};
 use crate::digest;
 use crate::manifest::steps::StepProblem;
 use crate::manifest::{
-    Blob, Datatype, FORMAT, FeatureProfile, MAX_MANIFEST, Manifest, PostStep, Profile, Task, TensorSpec, Variant,
+    Blob, Datatype, FORMAT, FeatureProfile, MAX_MANIFEST, Manifest, PostStep, Profile, Task, TensorSpec,
+    Variant,
 };
 use crate::verified::Verified;
 
@@ -159,7 +160,10 @@ impl Manifest {
         for (i, input) in self.more_inputs.iter().enumerate() {
             check_input(&format!("more_inputs[{i}]"), input)?;
             if !inputs.insert(&input.name) {
-                return invalid(format!("more_inputs[{i}].name"), format!("is {:?} a second time", input.name));
+                return invalid(
+                    format!("more_inputs[{i}].name"),
+                    format!("is {:?} a second time", input.name),
+                );
             }
         }
         let mut outputs = BTreeSet::new();

@@ -116,7 +116,8 @@ fn steps_are_checked_on_the_shape_that_those_before_them_make() {
     let first = json!({"step": "one_hot", "classes": 4});
     document["pre"] = json!([first, {"step": "crop", "axes": [2], "size": [4]}]);
     parse(&document).unwrap();
-    document["pre"] = json!([first, {"step": "scale", "factor": 1.0}, {"step": "crop", "axes": [2], "size": [5]}]);
+    document["pre"] =
+        json!([first, {"step": "scale", "factor": 1.0}, {"step": "crop", "axes": [2], "size": [5]}]);
     let error = parse(&document).unwrap_err().to_string();
     assert!(error.contains("`pre[2].size` must be from 1"), "{error}");
     document["pre"] = json!(vec![first; 7]);

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use farlight_agent::http::{Listeners, Service, Slow, router};
-use farlight_agent::router::Router;
-use farlight_agent::settings::Inference;
 use farlight_agent::models::{Keep, Loaded, Models, Scheduling};
 use farlight_agent::recorder::{self, Plan};
+use farlight_agent::router::Router;
 use farlight_agent::runtime::Runtime;
 use farlight_agent::settings::Http;
+use farlight_agent::settings::Inference;
 use farlight_agent::status::Status;
 use farlight_agent::store::Store;
 use farlight_agent::vitals::Vitals;
