@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use farlight_device::breaker::{self, Breaker};
 use farlight_inference::{Item, Prediction, RunError};
 use farlight_release::config::{self, route};
-use farlight_wire::Millis;
+use farlight_wire::{Millis, ModelName};
 use tokio::sync::Semaphore;
 
 use crate::models::{Answer, Ask, InferError, Loaded, Models, Timing};
@@ -45,6 +45,7 @@ struct Routes {
 
 /// A route in use.
 pub struct Active {
+    name: String,
     route: config::Route,
     breakers: Vec<Mutex<Breaker>>,
     cache: Option<Mutex<Cache>>,
@@ -132,8 +133,10 @@ impl Router {
         if known.config.as_ref().is_some_and(|of| Arc::ptr_eq(of, &config)) {
             return known;
         }
-        let active = |route: &config::Route| Arc::new(Active::new(route));
-        let by_name = config.routes.iter().map(|(name, route)| (name.to_string(), active(route))).collect();
+        let active = |(name, route): (&ModelName, &config::Route)| {
+            (name.to_string(), Arc::new(Active::new(name.as_str(), route)))
+        };
+        let by_name = config.routes.iter().map(active).collect();
         let routes = Arc::new(Routes { config: Some(config), by_name });
         // Two requests may both find a new configuration; one set of counts begins a moment later.
         self.routes.store(Arc::clone(&routes));
@@ -173,6 +176,10 @@ impl Router {
             let answer = self.models.infer(Arc::clone(&door.loaded), item, ask).await?;
             return Ok(Routed::of(answer, None));
         };
+        // What is switched off answers by no rule either.
+        if self.runtime.is_off(&active.name) {
+            return Err(InferError::Off(active.name.clone()));
+        }
         if let Some(split) = active.route.split.as_ref().filter(|split| chosen(split, ask))
             && let Ok(other) = self.models.find(split.model.as_str(), None)
         {
@@ -232,10 +239,7 @@ impl Router {
             let took = Millis(started.elapsed().as_millis() as u64);
             match answer {
                 // What is wrong with the request is wrong at every stage, and says nothing of this one.
-                Err(Failed::Request(error)) => {
-                    lock(breaker).ended(true, Millis(0), self.now());
-                    return Err(error);
-                }
+                Err(Failed::Request(error)) => return Err(error),
                 Err(Failed::Stage(error)) => {
                     lock(breaker).ended(false, took, self.now());
                     tracing::debug!(stage = active.name(index), %error, "a stage did not answer");
@@ -351,7 +355,7 @@ impl Counts {
 }
 
 impl Active {
-    fn new(route: &config::Route) -> Self {
+    fn new(name: &str, route: &config::Route) -> Self {
         let policy = breaker::Policy {
             calls: route.breaker.calls,
             bad_permille: route.breaker.bad_permille,
@@ -368,6 +372,7 @@ impl Active {
             last: Mutex::new(None),
             counts,
             shadows: Arc::new(Semaphore::new(SHADOWS)),
+            name: name.to_owned(),
             route: route.clone(),
         }
     }

@@ -50,7 +50,8 @@ impl Breaker {
         Self { policy, state: State::Closed, last: VecDeque::new(), opened: 0 }
     }
 
-    /// Whether a call may be made now. A call that may must be told of by [`Breaker::ended`].
+    /// Whether a call may be made now. A call that may is told of by [`Breaker::ended`], unless it says nothing of
+    /// what was called; a probe that nothing is told of keeps the breaker open.
     pub fn allows(&mut self, now: Millis) -> bool {
         match self.state {
             State::Closed => true,
