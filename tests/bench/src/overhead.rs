@@ -14,6 +14,9 @@ const ROUNDS: u32 = 5;
 const UNIX_MICROS: f64 = 60.0;
 const HTTP_MICROS: f64 = 120.0;
 
+/// A request that runs no model: what the transport costs by itself.
+const LIVE: &[u8] = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
 /// Arguments of `bench overhead`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -32,6 +35,13 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let turn = Duration::from_secs_f64(seconds / f64::from(ROUNDS));
     for subject in &subjects {
         measure(subject, &serving, turn, printer)?;
+    }
+    for (kind, endpoint) in [("unix", serving.unix()), ("http", serving.tcp())] {
+        let taken = clients(&endpoint, LIVE, 1, turn)?;
+        let name = format!("overhead/transport/{kind}/p50");
+        let report = Report::new(&name, taken.permille(500), "µs", None, Goal::default());
+        printer
+            .print(&report.detail("GET /v2/health/live: HTTP and a change of threads both ways, no model"))?;
     }
     Ok(())
 }

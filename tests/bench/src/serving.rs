@@ -9,11 +9,10 @@ use farlight_onnx::builder::ints;
 use farlight_onnx::{Dim, GraphBuilder};
 use farlight_test_support::{Device, DeviceOptions, Fleet, until, workspace_root};
 use farlight_training::random::Random;
-use serde_json::json;
 
 use crate::client::Endpoint;
 
-/// Longest wait for a release to be in force.
+/// Longest wait for the connection to the cloud.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Rows and columns of the made model's matrices: 64 × 256 × 256 is long for a request and fits a core's cache.
 const ROWS: usize = 64;
@@ -113,7 +112,7 @@ impl Serving {
         Ok(serving)
     }
 
-    /// Builds, signs and publishes a release, and rolls it out to the agent.
+    /// Builds, signs and publishes a release, and installs it.
     pub(crate) fn install(&mut self, subject: &Subject) -> anyhow::Result<()> {
         let version = self.version();
         let folder = self.fleet.folder.path().join(format!("model-{version}"));
@@ -132,14 +131,14 @@ impl Serving {
             &folder.join("model.onnx"),
             &version,
         ))?;
-        self.roll_out(&format!("{}/{version}", subject.name))
+        self.install_bundle(&format!("{}/{version}", subject.name))
     }
 
     /// Puts settings in force as a configuration release.
     pub(crate) fn configure(&mut self, settings: &str) -> anyhow::Result<()> {
         let version = self.version();
         self.runtime.block_on(self.fleet.publish_config(&version, settings))?;
-        self.roll_out(&format!("config/{version}"))
+        self.install_bundle(&format!("config/{version}"))
     }
 
     fn version(&mut self) -> String {
@@ -147,21 +146,16 @@ impl Serving {
         format!("1.0.{}", self.releases)
     }
 
-    /// Rolls a release out, and waits until the agent has confirmed it. The cloud's own gates want windows of
-    /// requests, which nobody sends yet.
-    fn roll_out(&self, release: &str) -> anyhow::Result<()> {
+    /// Installs a published release on the device itself, and waits until it is confirmed. The gates of a rollout
+    /// want windows of requests, which nobody sends yet.
+    fn install_bundle(&self, release: &str) -> anyhow::Result<()> {
+        let bundle = self.fleet.folder.path().join(release.replace('/', "-"));
+        let bundle = bundle.to_string_lossy();
         self.runtime.block_on(async {
-            self.fleet.roll_out_with(release, &json!({ "min_requests": 0 })).await?;
-            until(&format!("{release} is confirmed"), PATIENCE, async || {
-                let (ok, text) = self.device.cli(&["history", "--limit", "20", "--json"]).await?;
-                anyhow::ensure!(ok, "history: {text}");
-                let rows: Vec<serde_json::Value> = serde_json::from_str(&text)?;
-                let row = rows.iter().find(|row| row["release"] == release);
-                let state = row.and_then(|row| row["state"].as_str()).unwrap_or_default().to_owned();
-                anyhow::ensure!(state != "failed" && state != "rolled_back", "it is {state}: {text}");
-                Ok((state == "confirmed").then_some(()))
-            })
-            .await
+            self.fleet.operator.run(&["release", "export", release, "--out", &bundle]).await?;
+            let (ok, text) = self.device.cli(&["install", &bundle, "--probation", "1"]).await?;
+            anyhow::ensure!(ok, "install {release}: {text}");
+            Ok(())
         })
     }
 
