@@ -2,7 +2,7 @@
 //! know what is in the file. Every delta is applied and compared byte for byte.
 
 mod baselines;
-mod convert;
+pub(crate) mod convert;
 pub(crate) mod memory;
 mod pairs;
 mod pypi;
@@ -97,7 +97,7 @@ fn compare(pair: &Pair, python: Option<&Python>) -> anyhow::Result<Report> {
         encoded.as_millis(),
         new.len() as f64 / applied.as_secs_f64() / 1e6
     ));
-    let goal = Goal { value: pair.most_percent, ratio: pair.most_ratio };
+    let goal = Goal { value: pair.most_percent, ratio: pair.most_ratio, ..Goal::default() };
     let report =
         Report::new(&format!("delta/{}", pair.name), share(delta.len()), "% of the file", best, goal);
     Ok(report.detail(detail.join(", ")))

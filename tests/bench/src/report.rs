@@ -32,6 +32,10 @@ pub(crate) struct Goal {
     pub(crate) value: Option<f64>,
     /// Most that the value may be as a multiple of the baseline.
     pub(crate) ratio: Option<f64>,
+    /// Most that the value may be above the baseline, in its unit.
+    pub(crate) above: Option<f64>,
+    /// Least that the value must be as a multiple of the baseline.
+    pub(crate) least_ratio: Option<f64>,
 }
 
 impl Report {
@@ -42,6 +46,14 @@ impl Report {
         asked.extend(goal.value.map(|most| (format!("value <= {most}"), value <= most)));
         asked.extend(
             goal.ratio.map(|most| (format!("ratio <= {most}"), ratio.is_some_and(|ratio| ratio <= most))),
+        );
+        asked.extend(goal.above.map(|most| {
+            let met = baseline.is_some_and(|baseline| value - baseline <= most);
+            (format!("value <= baseline + {most}"), met)
+        }));
+        asked.extend(
+            goal.least_ratio
+                .map(|least| (format!("ratio >= {least}"), ratio.is_some_and(|ratio| ratio >= least))),
         );
         let text: Vec<&str> = asked.iter().map(|(text, _)| text.as_str()).collect();
         Self {
@@ -87,18 +99,36 @@ impl Report {
 pub(crate) struct Printer {
     json: bool,
     missed: usize,
+    /// The machine's load before the benchmark, mean of a minute.
+    load: Option<f64>,
 }
 
 impl Printer {
     pub(crate) fn new(json: bool) -> Self {
-        Self { json, missed: 0 }
+        let load = std::fs::read_to_string("/proc/loadavg").ok();
+        let load = load.and_then(|text| text.split(' ').next()?.parse().ok());
+        Self { json, missed: 0, load }
     }
 
     /// Prints one result.
     pub(crate) fn print(&mut self, report: &Report) -> anyhow::Result<()> {
         self.missed += usize::from(report.met == Some(false));
-        let line = if self.json { serde_json::to_string(report)? } else { report.line() };
-        Ok(writeln!(io::stdout(), "{line}")?)
+        if self.json {
+            let mut object = serde_json::to_value(report)?;
+            // Numbers are only to be believed when nothing else ran: a reader can tell.
+            object["load"] = self.load.into();
+            return Ok(writeln!(io::stdout(), "{object}")?);
+        }
+        Ok(writeln!(io::stdout(), "{}", report.line())?)
+    }
+
+    /// Says how busy the machine was before.
+    pub(crate) fn begin(&self) {
+        if let Some(load) = self.load {
+            self.note(&format!(
+                "load average {load} before: numbers are only to be believed on an idle machine"
+            ));
+        }
     }
 
     /// Says on standard error what is going on.

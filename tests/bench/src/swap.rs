@@ -85,12 +85,12 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
         format!("{} answered, {rate:.0} a second, while swapped {} times", swapped.micros.len(), args.swaps);
     let first = load.first_failure.lock().map_or(None, |mut first| first.take());
     let detail = first.map_or(detail.clone(), |first| format!("{detail}; first failure: {first}"));
-    let zero = Goal { value: Some(0.0), ratio: None };
+    let zero = Goal { value: Some(0.0), ..Goal::default() };
     printer.print(&Report::new("swap/failed", failed as f64, "requests", None, zero).detail(detail))?;
     ensure!(swapped.versions == 3, "not both versions answered: {:b}", swapped.versions);
     let growth = 100.0 * (after as f64 - before as f64) / before as f64;
     let detail = format!("resident {before} KiB after a tenth of the swaps, {after} KiB after all");
-    let most = Goal { value: Some(MOST_GROWTH), ratio: None };
+    let most = Goal { value: Some(MOST_GROWTH), ..Goal::default() };
     printer.print(&Report::new("swap/memory", growth, "% more", None, most).detail(detail))?;
     let p99 = |micros: &[u32]| f64::from(micros.get(micros.len() * 99 / 100).copied().unwrap_or(0));
     let detail =

@@ -12,7 +12,7 @@ const INT8: i32 = 3;
 const FLOAT16: i32 = 10;
 
 /// Weights in half precision, cast back where they are used.
-pub(super) fn f16(model: &Model) -> anyhow::Result<Model> {
+pub(crate) fn f16(model: &Model) -> anyhow::Result<Model> {
     convert(model, |weights, values, graph| {
         let stored = format!("{}.f16", weights.name());
         let bits = values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes());
@@ -29,7 +29,7 @@ pub(super) fn f16(model: &Model) -> anyhow::Result<Model> {
 }
 
 /// Weights as 8-bit integers with one scale a tensor, which is the file's own: from its largest weight.
-pub(super) fn int8(model: &Model) -> anyhow::Result<Model> {
+pub(crate) fn int8(model: &Model) -> anyhow::Result<Model> {
     convert(model, |weights, values, graph| {
         let (stored, scale) = (format!("{}.int8", weights.name()), format!("{}.scale", weights.name()));
         let largest = values.iter().fold(f32::MIN_POSITIVE, |most, value| most.max(value.abs()));

@@ -63,7 +63,7 @@ pub(crate) fn measure() -> anyhow::Result<Vec<Report>> {
             mib(peak.after),
             "MiB peak",
             None,
-            Goal { value: Some(MOST_MIB), ratio: None },
+            Goal { value: Some(MOST_MIB), ..Goal::default() },
         )
         .detail(detail),
         Report::new(
@@ -71,7 +71,7 @@ pub(crate) fn measure() -> anyhow::Result<Vec<Report>> {
             mib(peak.after - peak.before),
             "MiB more",
             None,
-            Goal { value: Some(most), ratio: None },
+            Goal { value: Some(most), ..Goal::default() },
         )
         .detail(format!("largest tensor {largest} MiB, {} MiB before", mib(peak.before))),
     ])
