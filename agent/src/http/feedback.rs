@@ -2,8 +2,7 @@
 //! disk when the request is answered, and the cloud gets it like every report.
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use farlight_wire::ModelName;
@@ -12,6 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 
+use super::extract::{self, Path};
 use super::{Service, refuse};
 use crate::update::{Input, Local};
 
@@ -81,7 +81,11 @@ fn read(service: &Service, model: &str, body: &[u8]) -> Result<Vec<Feedback>, St
 }
 
 /// Keeps feedback for the cloud.
-pub(super) async fn give(State(service): State<Service>, Path(model): Path<String>, body: Bytes) -> Response {
+pub(super) async fn give(
+    State(service): State<Service>,
+    Path(model): Path<String>,
+    extract::Body(body): extract::Body,
+) -> Response {
     let feedback = match read(&service, &model, &body) {
         Ok(feedback) => feedback,
         Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
