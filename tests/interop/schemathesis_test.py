@@ -89,14 +89,14 @@ def run(name, description, seed, cases):
     with tempfile.TemporaryDirectory() as folder:
         path, report = Path(folder, "description.yaml"), Path(folder, "report.json")
         path.write_text(yaml.safe_dump(description))
-        command = [Path(sys.executable).parent / "schemathesis", "--no-color", "run", path,
+        command = [Path(sys.executable).absolute().parent / "schemathesis", "--no-color", "run", path,
                    "--url", "http://" + os.environ["FARLIGHT_HTTP"], "--seed", str(seed),
                    "--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing",
                    "--max-examples", str(-(-cases // drawn)),
                    "--generation-database", "none", "--continue-on-failure", "--warnings", "off",
                    "--suppress-health-check", "all", "--request-timeout", "30",
                    "--report", "json", "--report-json-path", report]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         if done.returncode != 0 or not report.exists():
             print(done.stdout, done.stderr)
             return False

@@ -45,6 +45,8 @@ def health():
 def metadata():
     server = client.get_server_metadata()
     assert server["name"] == "farlight", server
+    # The protocol's OpenAPI document has a slash at the end.
+    assert plain("GET", "/v2/")[0] == 200
     for extension in ["binary_tensor_data", "classification", "model_configuration", "model_repository",
                       "parameters", "schedule_policy", "sequence", "statistics"]:
         assert extension in server["extensions"], server
