@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 
 import yaml
@@ -81,7 +82,20 @@ def official(path):
     return narrowed(description, "MODEL_NAME", "MODEL_VERSION", "inference_request", [])
 
 
+def load_all():
+    """Brings every model back that an earlier run took out of memory."""
+    def post(path):
+        base = "http://" + os.environ["FARLIGHT_HTTP"]
+        with urllib.request.urlopen(urllib.request.Request(base + path, method="POST")) as response:
+            return json.load(response)
+
+    for model in post("/v2/repository/index"):
+        if model["state"] == "UNAVAILABLE":
+            post(f"/v2/repository/models/{model['name']}/load")
+
+
 def run(name, description, seed, cases):
+    load_all()
     # The others have nothing to draw: one case each.
     drawn = sum("{" in path or "requestBody" in operations.get(method, {})
                 for path, operations in description["paths"].items()

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::extract::{self, Path};
+use super::extract::{self, Object, Path};
 use super::{Service, refuse};
 use crate::update::{Input, Local};
 
@@ -23,7 +23,7 @@ const MAX_TEXT: usize = 128;
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Body {
-    Many { feedback: Vec<Entry> },
+    Many { feedback: Vec<Object<Entry>> },
     One(Entry),
 }
 
@@ -51,11 +51,11 @@ impl Entry {
 
 fn read(service: &Service, model: &str, body: &[u8]) -> Result<Vec<Feedback>, String> {
     let name = ModelName::new(model).map_err(|error| error.to_string())?;
-    let body = serde_json::from_slice(body).map_err(|_| {
+    let Object(body) = serde_json::from_slice(body).map_err(|_| {
         "the body is neither {\"id\": …, \"label\": …} nor {\"feedback\": [those]}".to_owned()
     })?;
     let entries = match body {
-        Body::Many { feedback } => feedback,
+        Body::Many { feedback } => feedback.into_iter().map(|Object(entry)| entry).collect(),
         Body::One(entry) => vec![entry],
     };
     if !(1..=MAX_ENTRIES).contains(&entries.len()) {

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::oneshot;
 
-use super::extract::Body;
+use super::extract::{Body, Object};
 use super::{Service, refuse};
 use crate::update::{Input, Local};
 
@@ -44,7 +44,8 @@ struct InstallRequest {
 
 /// Clients of a gateway often send no content type: the body alone counts.
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response>> {
-    serde_json::from_slice(body).map_err(|error| Box::new(refuse(StatusCode::BAD_REQUEST, error)))
+    let read = serde_json::from_slice(body).map(|Object(request)| request);
+    read.map_err(|error| Box::new(refuse(StatusCode::BAD_REQUEST, error)))
 }
 
 /// Hands a question to the driver and waits for its answer.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
-use super::extract::{Body, Path};
+use super::extract::{Body, Object, Path};
 use super::metadata::{version_of, versions};
 use super::{Service, refuse};
 use crate::models::Loaded;
@@ -31,7 +31,7 @@ fn read(body: &[u8]) -> Result<Wanted, Box<Response>> {
         return Ok(Wanted::default());
     }
     let bad = |error| Box::new(refuse(StatusCode::BAD_REQUEST, format!("request is not valid: {error}")));
-    serde_json::from_slice(body).map_err(bad)
+    serde_json::from_slice(body).map(|Object(wanted)| wanted).map_err(bad)
 }
 
 /// `POST /v2/repository/index`.

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::binary;
 use super::data::Data;
+use super::extract::Object;
 
 /// Most items in one request.
 pub(super) const MAX_BATCH: usize = 256;
@@ -52,9 +53,9 @@ struct Document {
     id: Option<String>,
     #[serde(default)]
     parameters: Map<String, Value>,
-    inputs: Vec<Tensor>,
+    inputs: Vec<Object<Tensor>>,
     #[serde(default)]
-    outputs: Vec<OutputDocument>,
+    outputs: Vec<Object<OutputDocument>>,
 }
 
 #[derive(Deserialize)]
@@ -89,12 +90,12 @@ pub(super) fn parse(manifest: &Manifest, body: &[u8], header_len: Option<usize>)
     let (json, mut rest) = body.split_at_checked(header_len).ok_or_else(|| {
         format!("Inference-Header-Content-Length is {header_len}, the body has {}", body.len())
     })?;
-    let document: Document =
+    let Object(document): Object<Document> =
         serde_json::from_slice(json).map_err(|e| format!("request is not valid: {e}"))?;
     let specs: Vec<&TensorSpec> = specs(manifest).collect();
     let mut inputs: Vec<Option<Input>> = specs.iter().map(|_| None).collect();
     let names = || specs.iter().map(|spec| format!("{:?}", spec.name)).collect::<Vec<_>>().join(", ");
-    for tensor in document.inputs {
+    for Object(tensor) in document.inputs {
         let known = specs.iter().position(|spec| spec.name == tensor.name);
         let index = known
             .ok_or_else(|| format!("input {:?} is unknown; the model takes {}", tensor.name, names()))?;
@@ -120,7 +121,7 @@ pub(super) fn parse(manifest: &Manifest, body: &[u8], header_len: Option<usize>)
     Ok(Asked {
         id: document.id.filter(|id| !id.is_empty()),
         items,
-        outputs: outputs(document.outputs)?,
+        outputs: outputs(document.outputs.into_iter().map(|Object(output)| output).collect())?,
         binary: flag(parameters, "binary_data_output")?,
         priority: number("priority")?.unwrap_or(0).try_into().unwrap_or(u32::MAX),
         // Microseconds; 0 is the model's own.

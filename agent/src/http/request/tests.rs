@@ -103,6 +103,8 @@ fn what_is_wrong_is_named() {
     assert!(asked(&with("", "")).is_ok());
     let cases = [
         ("{".to_owned(), "not valid"),
+        (r#"["a",{},[]]"#.to_owned(), "an object"),
+        (r#"{"inputs":[["x",[2,2],"FP32",{},[1,2,3,4]]]}"#.to_owned(), "an object"),
         (r#"{"inputs":[]}"#.to_owned(), "missing"),
         (r#"{"inputs":[{"name":"y","shape":[4],"datatype":"FP32","data":[]}]}"#.to_owned(), "\"y\""),
         (r#"{"inputs":[{"name":"x","shape":[4],"datatype":"FP32","data":[1]}]}"#.to_owned(), "shape"),
