@@ -39,13 +39,14 @@ def narrowed(description, model, version, request, others):
     """Names of models that are there, beside ones that are not, and inputs that fit, beside any."""
     for path, operations in description["paths"].items():
         # Models that may be taken out of memory are others than those that are asked.
-        names = ["types", "nope"] if "/repository/" in path else ["counter", "watch-gestures", "nope"]
+        asked = "/repository/" not in path
+        names = ["counter", "watch-gestures", "nope"] if asked else ["types", "nope"]
         known = {model: names, version: ["1.0.0", "9.9.9"]}
         own = [p for p in operations.get("parameters", []) if "$ref" not in p]
         named = re.findall(r"\{(\w+)\}", path)
         operations["parameters"] = [p for p in own if p["name"] not in named] + [
             {"name": name, "in": "path", "required": True,
-             "schema": {"anyOf": [{"type": "string", "enum": known[name]}] + (others if name == model else [])}}
+             "schema": {"anyOf": [{"type": "string", "enum": known[name]}] + (others if asked and name == model else [])}}
             for name in named]
     schemas = description["components"]["schemas"]
     inputs = schemas[request]["properties"]["inputs"]
