@@ -148,7 +148,8 @@ impl Collector for Routes {
             }
         }
         let help = "Times that a stage of a route began to be left out because it failed or was slow";
-        let mut metric = encoder.encode_descriptor("route_breaker_opened", help, None, MetricType::Counter)?;
+        let mut metric =
+            encoder.encode_descriptor("route_breaker_opened", help, None, MetricType::Counter)?;
         for (name, route) in &routes {
             for stage in 0..route.counts.stages.len() {
                 let label = Answered { route: name.clone(), stage: route.name(stage) };
