@@ -29,7 +29,8 @@ pub(crate) enum Data {
 impl<'de> Deserialize<'de> for Data {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut data = Self::Empty;
-        deserializer.deserialize_any(Elements(&mut data))?;
+        // An element alone is none: `data` is an array, of whatever depth.
+        deserializer.deserialize_seq(Elements(&mut data))?;
         Ok(data)
     }
 }
@@ -268,6 +269,8 @@ mod tests {
             ("[1,\"a\"]", Datatype::Fp32, "one kind"),
             ("[true,1]", Datatype::Bool, "one kind"),
             ("{}", Datatype::Fp32, "numbers"),
+            ("1", Datatype::Fp32, "nested or flat"),
+            ("\"a\"", Datatype::Bytes, "nested or flat"),
         ] {
             let error = values(json, datatype).unwrap_err();
             assert!(error.contains(part), "{json}: {error}");

@@ -2,8 +2,7 @@
 //! disk when the request is answered, and the cloud gets it like every report.
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use farlight_wire::ModelName;
@@ -12,6 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::oneshot;
 
+use super::extract::{self, Object, Path};
 use super::{Service, refuse};
 use crate::update::{Input, Local};
 
@@ -23,7 +23,7 @@ const MAX_TEXT: usize = 128;
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Body {
-    Many { feedback: Vec<Entry> },
+    Many { feedback: Vec<Object<Entry>> },
     One(Entry),
 }
 
@@ -51,11 +51,11 @@ impl Entry {
 
 fn read(service: &Service, model: &str, body: &[u8]) -> Result<Vec<Feedback>, String> {
     let name = ModelName::new(model).map_err(|error| error.to_string())?;
-    let body = serde_json::from_slice(body).map_err(|_| {
+    let Object(body) = serde_json::from_slice(body).map_err(|_| {
         "the body is neither {\"id\": …, \"label\": …} nor {\"feedback\": [those]}".to_owned()
     })?;
     let entries = match body {
-        Body::Many { feedback } => feedback,
+        Body::Many { feedback } => feedback.into_iter().map(|Object(entry)| entry).collect(),
         Body::One(entry) => vec![entry],
     };
     if !(1..=MAX_ENTRIES).contains(&entries.len()) {
@@ -81,7 +81,11 @@ fn read(service: &Service, model: &str, body: &[u8]) -> Result<Vec<Feedback>, St
 }
 
 /// Keeps feedback for the cloud.
-pub(super) async fn give(State(service): State<Service>, Path(model): Path<String>, body: Bytes) -> Response {
+pub(super) async fn give(
+    State(service): State<Service>,
+    Path(model): Path<String>,
+    extract::Body(body): extract::Body,
+) -> Response {
     let feedback = match read(&service, &model, &body) {
         Ok(feedback) => feedback,
         Err(message) => return refuse(StatusCode::BAD_REQUEST, message),

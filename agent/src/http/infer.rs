@@ -3,13 +3,13 @@
 use std::io::Read;
 use std::time::Instant;
 
-use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use serde_json::Map;
 
+use super::extract::{Body, Path};
 use super::{Service, refuse, refuse_inference, request, response};
 use crate::models::Ask;
 use crate::queue::Priority;
@@ -20,7 +20,7 @@ pub(super) async fn model(
     State(service): State<Service>,
     Path(model): Path<String>,
     headers: HeaderMap,
-    body: Bytes,
+    Body(body): Body,
 ) -> Response {
     infer(&service, &model, None, &headers, &body).await
 }
@@ -30,7 +30,7 @@ pub(super) async fn version(
     State(service): State<Service>,
     Path((model, version)): Path<(String, String)>,
     headers: HeaderMap,
-    body: Bytes,
+    Body(body): Body,
 ) -> Response {
     infer(&service, &model, Some(&version), &headers, &body).await
 }
@@ -128,8 +128,9 @@ fn takes_gzip(accepted: &str) -> bool {
 fn decompress(coding: &[u8], body: &[u8], max: usize) -> Result<Vec<u8>, (StatusCode, String)> {
     let mut plain = Vec::new();
     let limit = max as u64 + 1;
-    let read = match coding {
-        b"gzip" => MultiGzDecoder::new(body).take(limit).read_to_end(&mut plain),
+    // Names of codings are of any case (RFC 9110, 8.4.1).
+    let read = match coding.to_ascii_lowercase().as_slice() {
+        b"gzip" | b"x-gzip" => MultiGzDecoder::new(body).take(limit).read_to_end(&mut plain),
         b"deflate" => ZlibDecoder::new(body).take(limit).read_to_end(&mut plain),
         other => {
             let text = format!("content encoding {:?} is not known", String::from_utf8_lossy(other));

@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -15,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::oneshot;
 
+use super::extract::{Body, Object};
 use super::{Service, refuse};
 use crate::update::{Input, Local};
 
@@ -22,6 +22,7 @@ use crate::update::{Input, Local};
 pub(super) const MAX_BODY: usize = 64 * 1024;
 /// How long a lock is held unless said otherwise.
 const DEFAULT_LOCK_SECONDS: u64 = 600;
+const NO_HOLDER: &str = "holder: say who holds the lock";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,7 +44,8 @@ struct InstallRequest {
 
 /// Clients of a gateway often send no content type: the body alone counts.
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response>> {
-    serde_json::from_slice(body).map_err(|error| Box::new(refuse(StatusCode::BAD_REQUEST, error)))
+    let read = serde_json::from_slice(body).map(|Object(request)| request);
+    read.map_err(|error| Box::new(refuse(StatusCode::BAD_REQUEST, error)))
 }
 
 /// Hands a question to the driver and waits for its answer.
@@ -63,13 +65,13 @@ pub(super) async fn flags(State(service): State<Service>) -> Response {
 }
 
 /// Takes the update lock, or takes it for longer: nothing is activated while it is held.
-pub(super) async fn lock(State(service): State<Service>, body: Bytes) -> Response {
+pub(super) async fn lock(State(service): State<Service>, Body(body): Body) -> Response {
     let request: LockRequest = match read(&body) {
         Ok(request) => request,
         Err(response) => return *response,
     };
     if request.holder.is_empty() {
-        return refuse(StatusCode::BAD_REQUEST, "holder: say who holds the lock");
+        return refuse(StatusCode::BAD_REQUEST, NO_HOLDER);
     }
     let duration = Millis::from_secs(request.seconds.unwrap_or(DEFAULT_LOCK_SECONDS));
     let holder = request.holder;
@@ -81,11 +83,14 @@ pub(super) async fn lock(State(service): State<Service>, body: Bytes) -> Respons
 }
 
 /// Gives the update lock back. One that nobody holds is given back, too.
-pub(super) async fn unlock(State(service): State<Service>, body: Bytes) -> Response {
+pub(super) async fn unlock(State(service): State<Service>, Body(body): Body) -> Response {
     let request: LockRequest = match read(&body) {
         Ok(request) => request,
         Err(response) => return *response,
     };
+    if request.holder.is_empty() {
+        return refuse(StatusCode::BAD_REQUEST, NO_HOLDER);
+    }
     match ask(&service, |reply| Local::Unlock { holder: request.holder, reply }).await {
         Ok(Ok(())) => Json(json!({})).into_response(),
         Ok(Err(held)) => refuse(StatusCode::CONFLICT, held),
@@ -94,7 +99,7 @@ pub(super) async fn unlock(State(service): State<Service>, body: Bytes) -> Respo
 }
 
 /// Installs the releases of a bundle, with all checks that an assignment's have.
-pub(super) async fn install(State(service): State<Service>, body: Bytes) -> Response {
+pub(super) async fn install(State(service): State<Service>, Body(body): Body) -> Response {
     let request: InstallRequest = match read(&body) {
         Ok(request) => request,
         Err(response) => return *response,

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use farlight_release::manifest::{BatchAxis, TensorSpec};
 use serde_json::{Value, json};
 
+use super::extract::Path;
 use super::request::MAX_BATCH;
 use super::{Service, refuse_inference, response};
 use crate::metrics::Stage;

@@ -147,6 +147,16 @@ impl Collector for Routes {
                 metric.encode_family(&label)?.encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
             }
         }
+        let help = "Times that a stage of a route began to be left out because it failed or was slow";
+        let mut metric =
+            encoder.encode_descriptor("route_breaker_opened", help, None, MetricType::Counter)?;
+        for (name, route) in &routes {
+            for stage in 0..route.counts.stages.len() {
+                let label = Answered { route: name.clone(), stage: route.name(stage) };
+                let opened = route.opened(stage);
+                metric.encode_family(&label)?.encode_counter::<NoLabelSet, u64, u64>(&opened, None)?;
+            }
+        }
         let help = "Answers of a route that its shadow gave as well (agreed) or otherwise (disagreed)";
         let mut metric =
             encoder.encode_descriptor("route_shadow_answers", help, None, MetricType::Counter)?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod binary;
 pub(crate) mod data;
+mod extract;
 mod feedback;
 mod infer;
 mod local;
@@ -64,6 +65,8 @@ pub fn router(service: Service) -> Router {
     let limit = DefaultBodyLimit::max(service.max_body_bytes);
     Router::new()
         .route("/v2", get(metadata::server))
+        // As the published OpenAPI document of the protocol has it.
+        .route("/v2/", get(metadata::server))
         .route("/v2/health/live", get(metadata::live))
         .route("/v2/health/ready", get(metadata::ready))
         .route("/v2/models/{model}", get(metadata::model))

@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use farlight_wire::ModelName;
@@ -13,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
+use super::extract::{Body, Object, Path};
 use super::metadata::{version_of, versions};
 use super::{Service, refuse};
 use crate::models::Loaded;
@@ -31,11 +31,11 @@ fn read(body: &[u8]) -> Result<Wanted, Box<Response>> {
         return Ok(Wanted::default());
     }
     let bad = |error| Box::new(refuse(StatusCode::BAD_REQUEST, format!("request is not valid: {error}")));
-    serde_json::from_slice(body).map_err(bad)
+    serde_json::from_slice(body).map(|Object(wanted)| wanted).map_err(bad)
 }
 
 /// `POST /v2/repository/index`.
-pub(super) async fn index(State(service): State<Service>, body: Bytes) -> Response {
+pub(super) async fn index(State(service): State<Service>, Body(body): Body) -> Response {
     let wanted = match read(&body) {
         Ok(wanted) => wanted,
         Err(response) => return *response,
@@ -56,7 +56,11 @@ pub(super) async fn index(State(service): State<Service>, body: Bytes) -> Respon
 }
 
 /// `POST /v2/repository/models/{model}/load`.
-pub(super) async fn load(State(service): State<Service>, Path(model): Path<String>, body: Bytes) -> Response {
+pub(super) async fn load(
+    State(service): State<Service>,
+    Path(model): Path<String>,
+    Body(body): Body,
+) -> Response {
     let wanted = match read(&body) {
         Ok(wanted) => wanted,
         Err(response) => return *response,
@@ -72,7 +76,7 @@ pub(super) async fn load(State(service): State<Service>, Path(model): Path<Strin
 pub(super) async fn unload(
     State(service): State<Service>,
     Path(model): Path<String>,
-    body: Bytes,
+    Body(body): Body,
 ) -> Response {
     // unload_dependents means nothing here: no model depends on another one.
     if let Err(response) = read(&body) {

@@ -1,6 +1,7 @@
 //! An inference request: JSON, or JSON followed by binary tensors (Open Inference Protocol v2 and its
 //! binary extension). Everything a stranger can send ends in a clear 400.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use farlight_inference::{Item, Values};
@@ -10,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::binary;
 use super::data::Data;
+use super::extract::Object;
 
 /// Most items in one request.
 pub(super) const MAX_BATCH: usize = 256;
@@ -51,9 +53,9 @@ struct Document {
     id: Option<String>,
     #[serde(default)]
     parameters: Map<String, Value>,
-    inputs: Vec<Tensor>,
+    inputs: Vec<Object<Tensor>>,
     #[serde(default)]
-    outputs: Vec<OutputDocument>,
+    outputs: Vec<Object<OutputDocument>>,
 }
 
 #[derive(Deserialize)]
@@ -88,12 +90,12 @@ pub(super) fn parse(manifest: &Manifest, body: &[u8], header_len: Option<usize>)
     let (json, mut rest) = body.split_at_checked(header_len).ok_or_else(|| {
         format!("Inference-Header-Content-Length is {header_len}, the body has {}", body.len())
     })?;
-    let document: Document =
+    let Object(document): Object<Document> =
         serde_json::from_slice(json).map_err(|e| format!("request is not valid: {e}"))?;
     let specs: Vec<&TensorSpec> = specs(manifest).collect();
     let mut inputs: Vec<Option<Input>> = specs.iter().map(|_| None).collect();
     let names = || specs.iter().map(|spec| format!("{:?}", spec.name)).collect::<Vec<_>>().join(", ");
-    for tensor in document.inputs {
+    for Object(tensor) in document.inputs {
         let known = specs.iter().position(|spec| spec.name == tensor.name);
         let index = known
             .ok_or_else(|| format!("input {:?} is unknown; the model takes {}", tensor.name, names()))?;
@@ -119,7 +121,7 @@ pub(super) fn parse(manifest: &Manifest, body: &[u8], header_len: Option<usize>)
     Ok(Asked {
         id: document.id.filter(|id| !id.is_empty()),
         items,
-        outputs: document.outputs.into_iter().map(output).collect::<Result<_, _>>()?,
+        outputs: outputs(document.outputs.into_iter().map(|Object(output)| output).collect())?,
         binary: flag(parameters, "binary_data_output")?,
         priority: number("priority")?.unwrap_or(0).try_into().unwrap_or(u32::MAX),
         // Microseconds; 0 is the model's own.
@@ -228,6 +230,15 @@ fn batch(manifest: &Manifest, items: usize) -> Result<usize, String> {
     }
 }
 
+/// Each output once: a request of a few bytes for one a million times would be answered with as many copies.
+fn outputs(documents: Vec<OutputDocument>) -> Result<Vec<Output>, String> {
+    let mut names = HashSet::new();
+    if let Some(twice) = documents.iter().find(|document| !names.insert(&document.name)) {
+        return Err(format!("output {:?} is asked for twice", twice.name));
+    }
+    documents.into_iter().map(output).collect()
+}
+
 fn output(document: OutputDocument) -> Result<Output, String> {
     let classification = match document.parameters.get("classification") {
         None => None,
@@ -249,6 +260,12 @@ fn split(specs: &[&TensorSpec], inputs: Vec<Input>) -> Result<Vec<Item>, String>
     let count = inputs.first().map_or(0, |input| input.items);
     if let Some((spec, other)) = specs.iter().zip(&inputs).find(|(_, input)| input.items != count) {
         return Err(format!("input {:?} has {} items, the first one {count}", spec.name, other.items));
+    }
+    for (spec, input) in specs.iter().zip(&inputs) {
+        let Values::Bytes(texts) = &input.values else { continue };
+        if let Some(index) = texts.iter().position(|text| std::str::from_utf8(text).is_err()) {
+            return Err(format!("input {:?}: element {index} is no text in UTF-8", spec.name));
+        }
     }
     let mut inputs = inputs.into_iter().map(|input| input.values);
     let Some(main) = inputs.next() else { return Err("no input was sent".to_owned()) };

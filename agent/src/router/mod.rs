@@ -387,6 +387,11 @@ impl Active {
         }
     }
 
+    /// How often the breaker of a stage opened.
+    pub fn opened(&self, stage: usize) -> u64 {
+        self.breakers.get(stage).map_or(0, |breaker| lock(breaker).opened())
+    }
+
     /// What an input is looked up by; `None` where nothing is kept, or the input is of a stream or too large.
     fn key(&self, item: &Item, ask: &Ask<'_>) -> Option<Vec<u8>> {
         self.cache.as_ref()?;

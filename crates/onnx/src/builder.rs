@@ -27,15 +27,27 @@ impl GraphBuilder {
 
     /// Declares an f32 input.
     #[must_use]
-    pub fn input(mut self, name: &str, dims: &[Dim]) -> Self {
-        self.graph.input.push(value_info(name, dims));
-        self
+    pub fn input(self, name: &str, dims: &[Dim]) -> Self {
+        self.input_of(tensor::FLOAT, name, dims)
     }
 
     /// Declares an f32 output.
     #[must_use]
-    pub fn output(mut self, name: &str, dims: &[Dim]) -> Self {
-        self.graph.output.push(value_info(name, dims));
+    pub fn output(self, name: &str, dims: &[Dim]) -> Self {
+        self.output_of(tensor::FLOAT, name, dims)
+    }
+
+    /// Declares an input of another element type, by its number in `TensorProto.DataType`.
+    #[must_use]
+    pub fn input_of(mut self, data_type: i32, name: &str, dims: &[Dim]) -> Self {
+        self.graph.input.push(value_info(data_type, name, dims));
+        self
+    }
+
+    /// Declares an output of another element type, by its number in `TensorProto.DataType`.
+    #[must_use]
+    pub fn output_of(mut self, data_type: i32, name: &str, dims: &[Dim]) -> Self {
+        self.graph.output.push(value_info(data_type, name, dims));
         self
     }
 
@@ -99,7 +111,7 @@ impl GraphBuilder {
     }
 }
 
-fn value_info(name: &str, dims: &[Dim]) -> ValueInfoProto {
+fn value_info(data_type: i32, name: &str, dims: &[Dim]) -> ValueInfoProto {
     let dim = dims
         .iter()
         .map(|dim| Dimension {
@@ -110,7 +122,7 @@ fn value_info(name: &str, dims: &[Dim]) -> ValueInfoProto {
             ..Dimension::default()
         })
         .collect();
-    let tensor = type_proto::Tensor { elem_type: Some(tensor::FLOAT), shape: Some(TensorShapeProto { dim }) };
+    let tensor = type_proto::Tensor { elem_type: Some(data_type), shape: Some(TensorShapeProto { dim }) };
     ValueInfoProto {
         name: Some(name.to_owned()),
         r#type: Some(TypeProto {

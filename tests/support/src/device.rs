@@ -21,13 +21,15 @@ pub struct DeviceOptions {
     pub cases: bool,
     /// Whether the service also listens on a free TCP port.
     pub tcp: bool,
-    /// More lines for the configuration.
+    /// More lines for `[http]`.
+    pub http: String,
+    /// More lines for the configuration, after its other tables.
     pub extra: String,
 }
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { window_seconds: 1, cases: true, tcp: false, extra: String::new() }
+        Self { window_seconds: 1, cases: true, tcp: false, http: String::new(), extra: String::new() }
     }
 }
 
@@ -108,11 +110,12 @@ impl Device {
         operator.run(&["device", "enrol", id, "--out", &out]).await?;
         let address = if options.tcp { free_address()? } else { String::new() };
         let config = format!(
-            "[device]\nstate_dir = {:?}\nenrolment = {:?}\n[http]\nlisten = {:?}\nsocket = {:?}\n[telemetry]\nwindow_seconds = {}\n[cases]\nenabled = {}\n{}",
+            "[device]\nstate_dir = {:?}\nenrolment = {:?}\n[http]\nlisten = {:?}\nsocket = {:?}\n{}\n[telemetry]\nwindow_seconds = {}\n[cases]\nenabled = {}\n{}",
             folder.join("state"),
             enrolment,
             address,
             folder.join("agent.sock"),
+            options.http,
             options.window_seconds,
             options.cases,
             options.extra,

@@ -7,7 +7,7 @@ use anyhow::Context;
 use farlight_onnx::{Limits, Model, tensor};
 use serde_json::{Value, json};
 
-use crate::{Cloud, Device, DeviceOptions, Operator, Programs, changed_recipe, until, workspace_root};
+use crate::{Cloud, Device, DeviceOptions, Graph, Operator, Programs, changed_recipe, until, workspace_root};
 
 /// The reference model.
 pub const MODEL: &str = "watch-gestures";
@@ -60,6 +60,49 @@ impl Fleet {
         self.operator.build(recipe, model, version, &out, &[]).await?;
         self.operator.publish(&out).await?;
         Ok(out)
+    }
+
+    /// Builds a release of a small graph, signs and publishes it, and waits until a device runs it.
+    ///
+    /// # Errors
+    /// When a command fails, or the device does not run it in time.
+    pub async fn install(&self, device: &Device, graph: &Graph, version: &str) -> anyhow::Result<()> {
+        let folder = self.folder.path().join(format!("graph-{}-{version}", graph.name));
+        std::fs::create_dir(&folder)?;
+        let (recipe, model, out) =
+            (folder.join("release.toml"), folder.join("model.onnx"), folder.join("bundle"));
+        std::fs::write(&recipe, &graph.recipe)?;
+        std::fs::write(&model, graph.model.to_bytes())?;
+        self.operator.build(&recipe, &model, version, &out, &[]).await?;
+        self.operator.publish(&out).await?;
+        self.runs(device, graph.name, version).await
+    }
+
+    /// Rolls a model's release out and waits until a device runs it and has confirmed it, without requests to it.
+    ///
+    /// # Errors
+    /// When it does not in time.
+    pub async fn runs(&self, device: &Device, model: &str, version: &str) -> anyhow::Result<()> {
+        let unasked = json!({ "min_requests": 0, "probation_seconds": 0 });
+        self.roll_out_with(&format!("{model}/{version}"), &unasked).await?;
+        until(&format!("{model}/{version} runs"), ROLLOUT, async || {
+            let status = device.status().await?;
+            let models = status["models"].as_array().cloned().unwrap_or_default();
+            let runs = |entry: &Value| {
+                entry["model"] == model && entry["version"] == version && entry["update"].is_null()
+            };
+            Ok(models.iter().any(runs).then_some(()))
+        })
+        .await
+    }
+
+    /// Rolls a configuration release out to devices that run the reference model and waits until all follow it.
+    ///
+    /// # Errors
+    /// When they do not in time.
+    pub async fn follows(&self, devices: &[&Device], version: &str) -> anyhow::Result<()> {
+        let rollout = self.roll_out_with(&format!("config/{version}"), &json!({})).await?;
+        self.rollout_is(&rollout, "completed", devices).await.map(|_| ())
     }
 
     /// Builds a configuration release from settings, signs and publishes it.

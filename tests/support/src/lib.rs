@@ -4,6 +4,7 @@
 mod cloud;
 mod device;
 mod fleet;
+mod graphs;
 mod process;
 mod proxy;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 pub use cloud::{Cloud, Operator};
 pub use device::{Answer, Device, DeviceOptions, InferFailure};
 pub use fleet::{Fleet, MODEL};
+pub use graphs::Graph;
 pub use process::{Programs, workspace_root};
 pub use proxy::Proxy;
 pub use reqwest;

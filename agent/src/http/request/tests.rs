@@ -103,6 +103,8 @@ fn what_is_wrong_is_named() {
     assert!(asked(&with("", "")).is_ok());
     let cases = [
         ("{".to_owned(), "not valid"),
+        (r#"["a",{},[]]"#.to_owned(), "an object"),
+        (r#"{"inputs":[["x",[2,2],"FP32",{},[1,2,3,4]]]}"#.to_owned(), "an object"),
         (r#"{"inputs":[]}"#.to_owned(), "missing"),
         (r#"{"inputs":[{"name":"y","shape":[4],"datatype":"FP32","data":[]}]}"#.to_owned(), "\"y\""),
         (r#"{"inputs":[{"name":"x","shape":[4],"datatype":"FP32","data":[1]}]}"#.to_owned(), "shape"),
@@ -126,4 +128,25 @@ fn what_is_wrong_is_named() {
         let error = asked(&json).unwrap_err();
         assert!(error.contains(part), "{json}: {error}");
     }
+}
+
+#[test]
+fn texts_are_utf8_however_they_are_sent() {
+    let manifest = manifest(|document| {
+        document["input"] = json!({"name": "x", "datatype": "BYTES", "shape": [1], "min": 0.0, "max": 1.0, "on_violation": "flag"});
+    });
+    let sent = |text: &[u8]| [&(text.len() as u32).to_le_bytes()[..], text].concat();
+    assert_eq!(parse(&manifest, &sent("ä".as_bytes()), Some(0)).unwrap().items.len(), 1);
+    let error = parse(&manifest, &sent(&[255, 254]), Some(0)).unwrap_err();
+    assert!(error.contains("element 0 is no text"), "{error}");
+    let json =
+        r#"{"inputs":[{"name":"x","shape":[1,1],"datatype":"BYTES","parameters":{"binary_data_size":6}}]}"#;
+    let body = [json.as_bytes(), &sent(&[255, 254])].concat();
+    assert!(parse(&manifest, &body, Some(json.len())).unwrap_err().contains("no text"));
+}
+
+#[test]
+fn an_output_is_asked_for_once() {
+    let json = r#"{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","data":[1,2,3,4]}],"outputs":[{"name":"y"},{"name":"y"}]}"#;
+    assert!(asked(json).unwrap_err().contains("twice"));
 }
