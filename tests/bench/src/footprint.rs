@@ -61,7 +61,11 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let used = serving.processor()?.saturating_sub(before);
     let percent = 100.0 * used.as_secs_f64() / time.as_secs_f64();
     let report = Report::new("footprint/idle", percent, "% of a core", None, most(PERCENT));
-    printer.print(&report.detail(format!("{used:?} in {time:?}, with watch-gestures, connected; {before:?} since its start")))
+    printer.print(
+        &report.detail(format!(
+            "{used:?} in {time:?}, with watch-gestures, connected; {before:?} since its start"
+        )),
+    )
 }
 
 fn memory(
