@@ -526,7 +526,13 @@ impl Models {
             Some(place) => Turn::Run(place, item),
             None => {
                 let turn = loaded.queue.turn(item, ask.priority, deadline).await;
-                turn.map_err(|why| refused(why.why()))?
+                match turn.map_err(|why| refused(why.why()))? {
+                    // An answer that comes too late is worth nothing, and takes its place from one that does not.
+                    Turn::Run(..) if loaded.queue.is_late(deadline) => {
+                        return Err(refused(Refused::Late.why()));
+                    }
+                    turn => turn,
+                }
             }
         };
         let ran = match turn {

@@ -147,6 +147,11 @@ impl<T, R> Queue<T, R> {
         self.cost_us.store(after.max(1), Ordering::Relaxed);
     }
 
+    /// Whether a request that runs now would be answered after its deadline, by what the model took lately.
+    pub fn is_late(&self, deadline: Instant) -> bool {
+        Instant::now() + self.cost() > deadline
+    }
+
     /// How long a request waits that comes after `ahead` others, by what the model took lately.
     pub fn wait(&self, ahead: usize) -> Duration {
         let turns = ahead / self.policy.workers.max(1) + 1;
@@ -186,7 +191,9 @@ impl<T, R> Queue<T, R> {
             if ahead >= self.policy.queue {
                 return Err(Refused::Full);
             }
-            if Instant::now() + self.wait(ahead) + self.cost() > deadline {
+            // A quarter more than the model took lately: it may take longer next.
+            let answered = (self.wait(ahead) + self.cost()) * 5 / 4;
+            if Instant::now() + answered > deadline {
                 return Err(Refused::Hopeless);
             }
             if waiting.len() >= self.policy.queue {

@@ -35,8 +35,8 @@ fn a_wrong_configuration_names_every_problem() {
     refused(&agent(&config, &["validate"]), 3, &["window_secons", "window_seconds"]);
     let config = write(dir.path(), "[telemetry]\nwindow_seconds = \"a\"\n");
     refused(&agent(&config, &["validate"]), 3, &["window_seconds"]);
-    let config = write(dir.path(), "[http]\nlisten = \"x\"\n[inference]\nmax_wait_ms = 0\n");
-    refused(&agent(&config, &["validate"]), 3, &["http.listen", "inference.max_wait_ms"]);
+    let config = write(dir.path(), "[http]\nlisten = \"x\"\n[inference]\ndeadline_ms = 0\n");
+    refused(&agent(&config, &["validate"]), 3, &["http.listen", "inference.deadline_ms"]);
 }
 
 #[test]

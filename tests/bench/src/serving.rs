@@ -94,7 +94,13 @@ impl Serving {
     pub(crate) fn start(extra: &str) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         // As the agent comes: windows of a minute, no inputs kept.
-        let options = DeviceOptions { window_seconds: 60, cases: false, tcp: true, extra: extra.to_owned() };
+        let options = DeviceOptions {
+            window_seconds: 60,
+            cases: false,
+            tcp: true,
+            extra: extra.to_owned(),
+            ..DeviceOptions::default()
+        };
         let (fleet, device) = runtime.block_on(async {
             let fleet = Fleet::start().await?;
             let device = fleet.device("bench", &options).await?;
