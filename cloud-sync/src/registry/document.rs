@@ -24,7 +24,7 @@ pub enum Plain {
     /// Of a model.
     Model(Box<Manifest>),
     /// A configuration.
-    Config(ConfigManifest),
+    Config(Box<ConfigManifest>),
 }
 
 impl Plain {
@@ -34,7 +34,7 @@ impl Plain {
     /// [`ManifestError`] naming the field and the rule it breaks.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         if claimed(bytes).is_some_and(|release| release.model.as_str() == config::NAME) {
-            ConfigManifest::parse(bytes).map(Self::Config)
+            ConfigManifest::parse(bytes).map(|config| Self::Config(Box::new(config)))
         } else {
             Manifest::parse_checked(bytes).map(|manifest| Self::Model(Box::new(manifest)))
         }
@@ -132,7 +132,7 @@ impl Document {
     pub fn into_plain(self) -> Plain {
         match self {
             Self::Model(manifest) => Plain::Model(Box::new((*manifest).into_inner())),
-            Self::Config(config) => Plain::Config((*config).into_inner()),
+            Self::Config(config) => Plain::Config(Box::new((*config).into_inner())),
         }
     }
 }

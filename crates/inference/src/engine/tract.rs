@@ -52,7 +52,7 @@ impl Engine for Tract {
             let mut state = self.plan.spawn()?;
             let inputs =
                 inputs.iter().map(|tensor| Ok(to_tract(tensor)?.into())).collect::<TractResult<TVec<_>>>()?;
-            state.run(inputs)?.iter().map(|value| from_tract(value)).collect()
+            state.run(inputs)?.iter().map(from_tract).collect()
         })
         .map_err(EngineError::Run)?
         .map_err(|e| EngineError::Run(format!("{e:#}")))
