@@ -12,6 +12,7 @@ pub mod http;
 pub mod identity;
 pub mod journal;
 pub mod link;
+pub mod loaded;
 pub mod logs;
 pub mod metrics;
 pub mod models;

@@ -56,13 +56,18 @@ impl Streams {
     }
 
     /// The state of a stream; one that is not known, or that starts, begins with `fresh`. `None` when there are too
-    /// many streams in use, or its id is too long.
-    pub fn open(&self, call: &Call<'_>, fresh: impl FnOnce() -> State, now: Instant) -> Option<Shared> {
+    /// many streams in use, its id is too long, or there is nothing to begin with.
+    pub fn open(
+        &self,
+        call: &Call<'_>,
+        fresh: impl FnOnce() -> Option<State>,
+        now: Instant,
+    ) -> Option<Shared> {
         let mut open = self.lock();
         if let Some(stream) = open.get_mut(call.id) {
             stream.used = now;
             if call.start {
-                stream.state = Arc::new(tokio::sync::Mutex::new(fresh()));
+                stream.state = Arc::new(tokio::sync::Mutex::new(fresh()?));
             }
             return Some(Arc::clone(&stream.state));
         }
@@ -72,7 +77,7 @@ impl Streams {
         if open.len() >= self.policy.streams || call.id.len() > MAX_ID {
             return None;
         }
-        let state = Arc::new(tokio::sync::Mutex::new(fresh()));
+        let state = Arc::new(tokio::sync::Mutex::new(fresh()?));
         open.insert(call.id.to_owned(), Stream { state: Arc::clone(&state), used: now });
         Some(state)
     }

@@ -177,7 +177,7 @@ fn configuration(_: &Service, loaded: &Arc<Loaded>) -> Value {
             "max_queue_delay_microseconds": policy.window.as_micros() as u64,
         });
     }
-    if loaded.state().is_some() {
+    if loaded.has_state() {
         document["sequence_batching"] = json!({ "max_sequence_idle_microseconds": 0 });
     }
     document

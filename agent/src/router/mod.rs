@@ -285,7 +285,7 @@ impl Router {
         let unknown = || Failed::Stage(InferError::Unknown(format!("{target:?}")));
         let loaded = self.loaded(target).ok_or_else(unknown)?;
         // A stream is of the stages that have a state; the others answer each call by itself.
-        let ask = Ask { stream: ask.stream.filter(|_| loaded.state().is_some()), ..*ask };
+        let ask = Ask { stream: ask.stream.filter(|_| loaded.has_state()), ..*ask };
         match self.models.infer(Arc::clone(&loaded), item.clone(), &ask).await {
             Ok(answer) => Ok(Routed::of(answer, None)),
             Err(

@@ -134,7 +134,7 @@ async fn ask(base: &Base, model: &str, id: &str, raw: Vec<f32>) -> Result<Value,
     };
     let door = base.table.door(model, None).map_err(refuse)?;
     let stream = Call { id: &base.stream, start: false, end: false };
-    let stream = door.loaded.state().map(|_| stream);
+    let stream = door.loaded.has_state().then_some(stream);
     let datatype = door.loaded.manifest.input.datatype;
     let main =
         Values::from_f32(datatype, &raw).ok_or_else(|| Refusal::Input("the model takes text".to_owned()))?;

@@ -91,10 +91,19 @@ impl From<Vec<f32>> for Item {
 pub struct State(Vec<Tensor>);
 
 impl State {
-    /// Bytes that it takes, without the strings that states never hold.
-    pub fn bytes(&self) -> usize {
-        let bytes = |t: &Tensor| t.values.len() * t.values.datatype().size().unwrap_or(0);
-        self.0.iter().map(bytes).sum()
+    /// Takes what a call left, each for its state; nothing when one is of another shape or type.
+    fn leave(&mut self, left: Vec<(usize, Tensor)>) -> Result<(), EngineError> {
+        let kind = |tensor: &Tensor| (tensor.shape.clone(), tensor.values.datatype());
+        let fits = |(index, tensor): &&(usize, Tensor)| self.0.get(*index).map(kind) == Some(kind(tensor));
+        if let Some((_, other)) = left.iter().find(|left| !fits(left)) {
+            return Err(EngineError::Run(format!("a state came back with shape {:?}", other.shape)));
+        }
+        for (index, tensor) in left {
+            if let Some(state) = self.0.get_mut(index) {
+                *state = tensor;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -191,6 +200,11 @@ impl Pipeline {
     /// Elements of one main input.
     pub fn elements(&self) -> usize {
         self.elements
+    }
+
+    /// Whether its calls hand a state on.
+    pub fn has_state(&self) -> bool {
+        !self.manifest.states.is_empty()
     }
 
     /// What a stream begins with; `None` for a model without state.
@@ -363,28 +377,16 @@ impl Worker {
         {
             self.buffers.ready = std::mem::take(ready);
         }
-        let mut answers = Vec::new();
-        let mut next = state.as_deref().cloned();
+        let (mut answers, mut left) = (Vec::new(), Vec::new());
         for (output, fate) in outputs?.into_iter().zip(&*pipeline.fates) {
-            match (fate, &mut next) {
-                (None, _) => answers.push(output),
-                (Some(index), Some(State(states))) => {
-                    if let Some(state) = states.get_mut(*index) {
-                        if state.shape != output.shape || state.values.datatype() != output.values.datatype()
-                        {
-                            let text =
-                                format!("a state came back as {:?}, not {:?}", output.shape, state.shape);
-                            return Err(EngineError::Run(text).into());
-                        }
-                        *state = output;
-                    }
-                }
-                (Some(_), None) => {}
+            match fate {
+                None => answers.push(output),
+                Some(index) => left.push((*index, output)),
             }
         }
         let prediction = pipeline.answers.answer(answers, violations)?;
-        if let (Some(state), Some(next)) = (state, next) {
-            *state = next;
+        if let Some(state) = state {
+            state.leave(left)?;
         }
         Ok(prediction)
     }

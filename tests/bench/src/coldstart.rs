@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
-
-use crate::client::{Connection, Form, Taken, request};
+use crate::client::{Form, Taken, request};
 use crate::report::{Goal, Printer, Report};
 use crate::serving::{Serving, Subject};
 
@@ -35,15 +33,8 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
         serving.stop()?;
         let started = Instant::now();
         serving.device.launch()?;
-        loop {
-            // Before it listens it cannot be reached, before the model is loaded it refuses.
-            let answered = Connection::open(&serving.unix()).ok().and_then(|mut new| new.ask(&request).ok());
-            if answered == Some(200) {
-                break;
-            }
-            ensure!(started.elapsed() < PATIENCE, "the agent does not answer");
-            std::thread::sleep(LOOK_EVERY);
-        }
+        // Before it listens it cannot be reached, before the model is loaded it refuses.
+        serving.answers("the agent", LOOK_EVERY, PATIENCE, &request)?;
         taken.micros.push(started.elapsed().as_secs_f64() * 1e6);
     }
     let taken = taken.sort();

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let goal = if profile == "dist" { most(PROGRAM_MIB) } else { Goal::default() };
     printer.print(&Report::new("footprint/program", size, "MiB", None, goal).detail(how))?;
 
-    std::thread::sleep(REST);
+    serving.pass(REST)?;
     memory(&serving, "empty", "no model, connected to its cloud", most(EMPTY_MIB), printer)?;
     serving.install(&subject)?;
     memory(
@@ -54,10 +54,10 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     clients(&serving.unix(), &request, 1, Duration::from_secs(1))?;
     memory(&serving, "loaded", "watch-gestures, after a second of requests", most(LOADED_MIB), printer)?;
 
-    std::thread::sleep(REST);
+    serving.pass(REST)?;
     let time = Duration::from_secs_f64(if args.short { args.seconds / 10.0 } else { args.seconds });
     let before = serving.processor()?;
-    std::thread::sleep(time);
+    serving.pass(time)?;
     let used = serving.processor()?.saturating_sub(before);
     let percent = 100.0 * used.as_secs_f64() / time.as_secs_f64();
     let report = Report::new("footprint/idle", percent, "% of a core", None, most(PERCENT));

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -70,8 +71,10 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     printer.note(&format!("{:.0} requests a second for {} s", capacity * TIMES, flood.as_secs()));
     let Endpoint::Unix(socket) = serving.unix() else { unreachable!("it is made as one") };
     let (answers, memory) = std::thread::scope(|scope| {
-        let watched = scope.spawn(|| watch(&serving, flood));
+        let (flooding, over) = std::sync::mpsc::channel::<()>();
+        let watched = scope.spawn(|| watch(&serving, over));
         let answers = flooded(&socket, &request, capacity * TIMES, flood);
+        drop(flooding);
         (answers, watched.join())
     });
     let (answers, memory) = (answers?, memory.map_err(|_| anyhow::anyhow!("the watch of memory panicked"))??);
@@ -86,12 +89,10 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     )))
 }
 
-/// Resident memory from time to time, MiB.
-fn watch(serving: &Serving, time: Duration) -> anyhow::Result<Vec<f64>> {
-    let begun = Instant::now();
+/// Resident memory from time to time, MiB, until the flood is over.
+fn watch(serving: &Serving, over: Receiver<()>) -> anyhow::Result<Vec<f64>> {
     let mut seen = Vec::new();
-    while begun.elapsed() < time {
-        std::thread::sleep(LOOK_EVERY);
+    while let Err(RecvTimeoutError::Timeout) = over.recv_timeout(LOOK_EVERY) {
         seen.push(serving.memory("VmRSS")?);
     }
     Ok(seen)

@@ -3,20 +3,19 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use farlight_test_support::until;
 
-use crate::client::{Connection, Endpoint, Form, clients, request};
+use crate::client::{Endpoint, Form, clients, request};
 use crate::report::{Goal, Printer, Report};
-use crate::serving::{Serving, Subject};
+use crate::serving::{Serving, Subject, status};
 
 /// Clients at once.
 const CLIENTS: [usize; 2] = [1, 16];
 /// Longest wait for a server.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How often it is tried whether a server answers.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Arguments of `bench serve-peers`.
 #[derive(Debug, clap::Args)]
@@ -128,18 +127,16 @@ impl Peer {
         let child = command.spawn().context("start the other server")?;
         let mut peer = Self { child, endpoint: Endpoint::Tcp(format!("127.0.0.1:{port}")) };
         let request = request(subject.name, form, subject.shape, &subject.input());
-        let started = Instant::now();
-        loop {
-            let asked = Connection::open(&peer.endpoint).ok().and_then(|mut new| new.ask(&request).ok());
-            if asked == Some(200) {
-                return Ok(peer);
-            }
-            let ended = peer.child.try_wait()?;
-            if ended.is_some() || started.elapsed() > PATIENCE {
-                let log = std::fs::read_to_string(folder.join("peer.log"))?;
-                anyhow::bail!("the other server does not answer (status {asked:?}, end {ended:?}):\n{log}");
-            }
-            std::thread::sleep(LOOK_EVERY);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        let log = || std::fs::read_to_string(folder.join("peer.log")).unwrap_or_default();
+        let Peer { child, endpoint } = &mut peer;
+        let answers = until("the other server answers or ends", PATIENCE, async || {
+            let asked = (status(endpoint, &request) == Some(200)).then_some(None);
+            Ok(asked.or(child.try_wait()?.map(Some)))
+        });
+        match runtime.block_on(answers).with_context(log)? {
+            None => Ok(peer),
+            Some(ended) => anyhow::bail!("the other server ended with {ended}:\n{}", log()),
         }
     }
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::Context;
 use farlight_onnx::builder::ints;
 use farlight_onnx::{Dim, GraphBuilder};
-use farlight_test_support::{Device, DeviceOptions, Fleet, until, workspace_root};
+use farlight_test_support::{Device, DeviceOptions, Fleet, until, until_looked, workspace_root};
 use farlight_training::random::Random;
 
-use crate::client::Endpoint;
+use crate::client::{Connection, Endpoint};
 
 /// Longest wait for the connection to the cloud.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -78,6 +78,11 @@ impl Subject {
     pub(crate) fn input(&self) -> Vec<f32> {
         (0..self.shape.iter().product()).map(|i| 0.5 + 0.4 * (i as f32 * 0.7).sin()).collect()
     }
+}
+
+/// What a request is answered with on a connection of its own; `None` where nothing answers.
+pub(crate) fn status(endpoint: &Endpoint, request: &[u8]) -> Option<u16> {
+    Connection::open(endpoint).ok()?.ask(request).ok()
 }
 
 /// A cloud and an agent that is enrolled there.
@@ -176,6 +181,28 @@ impl Serving {
             })
             .await
         })
+    }
+
+    /// Waits until a request is answered with 200, looking so often.
+    pub(crate) fn answers(
+        &self,
+        what: &str,
+        every: Duration,
+        limit: Duration,
+        request: &[u8],
+    ) -> anyhow::Result<()> {
+        let endpoint = self.unix();
+        let asked = async || Ok((status(&endpoint, request) == Some(200)).then_some(()));
+        self.runtime.block_on(until_looked(&format!("{what} answers"), every, limit, asked))
+    }
+
+    /// Lets time pass in which the agent must not end.
+    pub(crate) fn pass(&mut self, time: Duration) -> anyhow::Result<()> {
+        let Self { runtime, device, .. } = self;
+        match runtime.block_on(async { tokio::time::timeout(time, device.ended()).await }) {
+            Ok(ended) => anyhow::bail!("the agent ended by itself: {}", ended?),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Stops the agent.

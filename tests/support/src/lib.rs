@@ -26,13 +26,29 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 ///
 /// # Errors
 /// When it did not within `limit`; the last thing it said is part of the error.
-pub async fn until<T, F>(what: &str, limit: Duration, mut condition: F) -> anyhow::Result<T>
+pub async fn until<T, F>(what: &str, limit: Duration, condition: F) -> anyhow::Result<T>
+where
+    F: AsyncFnMut() -> anyhow::Result<Option<T>>,
+{
+    until_looked(what, LOOK_EVERY, limit, condition).await
+}
+
+/// As [`until`], looking so often.
+///
+/// # Errors
+/// When the condition does not hold within the limit; with the last error it gave.
+pub async fn until_looked<T, F>(
+    what: &str,
+    every: Duration,
+    limit: Duration,
+    mut condition: F,
+) -> anyhow::Result<T>
 where
     F: AsyncFnMut() -> anyhow::Result<Option<T>>,
 {
     let mut last = None;
     // What other processes do is looked at: there is no event to wait for.
-    let mut looks = tokio::time::interval(LOOK_EVERY);
+    let mut looks = tokio::time::interval(every);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let found = tokio::time::timeout(limit, async {
         loop {
