@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::bare::Bare;
 use crate::client::{Endpoint, Form, Taken, clients, request};
 use crate::report::{Goal, Printer, Report};
-use crate::serving::{Serving, Subject};
+use crate::serving::{Serving, Span, Subject};
 
 /// Turns.
 const ROUNDS: u32 = 5;
@@ -20,19 +20,14 @@ const LIVE: &[u8] = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
 /// Arguments of `bench overhead`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Seconds for each way
-    #[arg(long, default_value_t = 5.0)]
-    seconds: f64,
-    /// A tenth of the time
-    #[arg(long)]
-    short: bool,
+    #[command(flatten)]
+    span: Span,
 }
 
 pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let subjects = [Subject::reference("watch-gestures")?, Subject::reference("digits")?];
     let serving = Serving::with("", &subjects.each_ref())?;
-    let seconds = if args.short { args.seconds / 10.0 } else { args.seconds };
-    let turn = Duration::from_secs_f64(seconds / f64::from(ROUNDS));
+    let turn = args.span.each() / ROUNDS;
     for subject in &subjects {
         measure(subject, &serving, turn, printer)?;
     }

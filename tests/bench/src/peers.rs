@@ -10,7 +10,7 @@ use farlight_test_support::until;
 
 use crate::client::{Endpoint, Form, clients, request};
 use crate::report::{Goal, Printer, Report};
-use crate::serving::{Serving, Subject, status};
+use crate::serving::{Serving, Span, Subject, status};
 
 /// Clients at once.
 const CLIENTS: [usize; 2] = [1, 16];
@@ -23,18 +23,14 @@ pub(crate) struct Args {
     /// The folder that tests/bench/fetch-peers made
     #[arg(long, value_name = "FOLDER")]
     peers: PathBuf,
-    /// Seconds for each server, form and number of clients
-    #[arg(long, default_value_t = 5.0)]
-    seconds: f64,
-    /// A tenth of the time
-    #[arg(long)]
-    short: bool,
+    #[command(flatten)]
+    span: Span,
 }
 
 pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let subject = Subject::reference("watch-gestures")?;
     let serving = Serving::with("", &[&subject])?;
-    let time = Duration::from_secs_f64(if args.short { args.seconds / 10.0 } else { args.seconds });
+    let time = args.span.each();
     let folder = tempfile::tempdir()?;
     std::fs::write(folder.path().join("model.onnx"), &subject.onnx)?;
     let fastapi = args.peers.join("fastapi/bin/python");

@@ -1,13 +1,11 @@
 //! `bench routing`: what a route costs over none: one stage, a shadow that is switched off, and a stage before it that
 //! is left out because it failed.
 
-use std::time::Duration;
-
 use anyhow::ensure;
 
 use crate::client::{Connection, Form, Taken, clients, request};
 use crate::report::{Goal, Printer, Report};
-use crate::serving::{Serving, Subject};
+use crate::serving::{Serving, Span, Subject};
 
 /// Calls until the breaker of a failing stage is open, with room.
 const CALLS: usize = 100;
@@ -26,19 +24,15 @@ const BREAKER: &str = "[routes.watch-gestures.breaker]\ncalls = 20\nopen_ms = 36
 /// Arguments of `bench routing`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Seconds for each route
-    #[arg(long, default_value_t = 5.0)]
-    seconds: f64,
-    /// A tenth of the time
-    #[arg(long)]
-    short: bool,
+    #[command(flatten)]
+    span: Span,
 }
 
 pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let subject = Subject::reference("watch-gestures")?;
     let mut serving = Serving::with("[router]\nremote = true\n", &[&subject])?;
     let request = request(subject.name, Form::Binary, subject.shape, &subject.input());
-    let time = Duration::from_secs_f64(if args.short { args.seconds / 10.0 } else { args.seconds });
+    let time = args.span.each();
     let ask = |serving: &Serving| clients(&serving.unix(), &request, 1, time);
     let mut none = ask(&serving)?;
     serving.configure(ONE)?;

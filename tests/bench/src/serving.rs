@@ -21,6 +21,24 @@ const WIDTH: usize = 256;
 const UNTRAINED: [(&str, &str); 2] =
     [("min_accuracy = 0.90", "min_accuracy = 0.0"), ("p95_us = 20000", "p95_us = 500000")];
 
+/// How long each of several measurements takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Span {
+    /// Seconds for each measurement
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// A tenth of the time
+    #[arg(long)]
+    short: bool,
+}
+
+impl Span {
+    /// For one of them.
+    pub(crate) fn each(&self) -> Duration {
+        Duration::from_secs_f64(if self.short { self.seconds / 10.0 } else { self.seconds })
+    }
+}
+
 /// A model that is asked.
 #[derive(Debug, Clone)]
 pub(crate) struct Subject {
