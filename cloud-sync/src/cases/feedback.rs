@@ -14,7 +14,6 @@ use utoipa::ToSchema;
 use super::api::labels;
 use crate::api::{ApiError, Query};
 use crate::app::Shared;
-use crate::clock;
 use crate::store::{During, int};
 
 /// How often cases and feedback are brought together.
@@ -40,13 +39,14 @@ pub async fn label(app: Shared, shutdown: CancellationToken) {
     }
 }
 
-/// Labels the cases that newer feedback speaks of.
+/// Labels the cases that newer feedback speaks of; what a person labels meanwhile stays.
 async fn round(app: &Shared) -> Result<u64, ApiError> {
     let rows = sqlx::query(
-        "SELECT c.id, c.release, c.class, f.verdict, f.label, f.device, f.model, f.request_id FROM feedback f \
+        "SELECT c.id, c.release, c.class, f.verdict, f.label, f.device, f.model, f.request_id, f.received FROM feedback f \
          JOIN cases c ON c.request_id = f.request_id AND c.device = f.device AND c.model = f.model \
          WHERE f.verdict IN ('is', 'right') \
-         AND (c.label IS NULL OR (c.labelled_by = $1 AND c.labelled < f.received)) LIMIT $2",
+         AND (c.label IS NULL OR (c.labelled_by = $1 AND (c.labelled < f.received \
+         OR (f.verdict = 'is' AND c.label <> f.label)))) LIMIT $2",
     )
     .bind(BY)
     .bind(AT_ONCE)
@@ -72,11 +72,13 @@ async fn round(app: &Shared) -> Result<u64, ApiError> {
         match index {
             Some(index) => {
                 sqlx::query(
-                    "UPDATE cases SET label = $1, label_index = $2, labelled = $3, labelled_by = $4 WHERE id = $5",
+                    "UPDATE cases SET label = $1, label_index = $2, labelled = $3, labelled_by = $4 \
+                     WHERE id = $5 AND (label IS NULL OR labelled_by = $4)",
                 )
                 .bind(known.get(index).cloned())
                 .bind(int(index as u64))
-                .bind(int(clock::now().0))
+                // Not now: feedback that comes in between is newer than this.
+                .bind(row.get::<i64, _>(8))
                 .bind(BY)
                 .bind(row.get::<String, _>(0))
                 .execute(write.connection())

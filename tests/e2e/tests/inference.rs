@@ -232,3 +232,60 @@ async fn a_signed_route_goes_from_small_to_large_leaves_out_what_is_down_and_end
     // Clients take no model out of memory unless the device's owner lets them.
     assert_eq!(post(&device, &format!("repository/models/{MODEL}/unload"), &json!({})).await.0, 403);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn feedback_labels_the_cases_of_its_requests_whichever_comes_first() {
+    let (fleet, mut device) = begun(&DeviceOptions::default()).await;
+    let all = [("control_permille = 20", "control_permille = 1000")];
+    let recipe = changed_recipe(&fleet.folder.path().join("recipe"), &all).unwrap();
+    let model = workspace_root().join("models").join(MODEL).join("model.onnx");
+    fleet.publish_from(&recipe, &model, "1.0.0").await.unwrap();
+    let rollout = fleet.roll_out("1.0.0").await.unwrap();
+    fleet.rollout_is(&rollout, "completed", &[&device]).await.unwrap();
+
+    let path = format!("models/{MODEL}/feedback");
+    let ask = async |device: &Device, id: &str, value: f32| {
+        let mut body = request("x", &[1, 6, 100], &[value; 600]);
+        body["id"] = json!(id);
+        infer(device, MODEL, &body).await;
+    };
+    // Before the request, and wrong about a request that nobody made.
+    let early =
+        json!({ "feedback": [{ "id": "early", "label": "ROW" }, { "id": "none", "correct": false }] });
+    assert_eq!(post(&device, &path, &early).await.0, 202);
+    for (id, value) in [("early", 0.1), ("late", 0.3), ("changed", 0.5)] {
+        ask(&device, id, value).await;
+    }
+    for (id, label) in [("late", "PEN"), ("changed", "PEN"), ("changed", "IR")] {
+        assert_eq!(post(&device, &path, &json!({ "id": id, "label": label })).await.0, 202);
+    }
+    // What was answered is on disk.
+    device.kill().unwrap();
+    device.start().await.unwrap();
+
+    let api = fleet.operator.api().unwrap();
+    for (id, label) in [("early", "ROW"), ("late", "PEN"), ("changed", "IR")] {
+        // A case that was not on disk when the agent was killed is asked for again.
+        ask(&device, id, 0.7).await;
+        until(&format!("the case of {id} is labelled"), WAIT, async || {
+            let cases = api.get(&format!("/api/v1/cases?request_id={id}")).await?;
+            Ok(cases.as_array().into_iter().flatten().any(|case| case["label"] == label).then_some(()))
+        })
+        .await
+        .unwrap();
+    }
+    let said = api.get("/api/v1/feedback?request_id=none").await.unwrap();
+    assert_eq!((&said[0]["verdict"], &said[0]["device"]), (&json!("wrong"), &json!("gw-1")));
+
+    for (body, part) in [
+        (json!({ "id": "late", "label": "SIT" }), "no label"),
+        (json!({ "id": "late" }), "say one of"),
+        (json!({ "id": "late", "label": "PEN", "correct": true }), "say one of"),
+        (json!({ "id": "", "correct": true }), "1 to 128"),
+        (json!({ "feedback": [] }), "1 to 256"),
+        (json!([]), "neither"),
+    ] {
+        let (status, _, document) = post(&device, &path, &body).await;
+        assert!(status == 400 && document["error"].as_str().unwrap().contains(part), "{document}");
+    }
+}
