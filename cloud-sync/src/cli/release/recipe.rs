@@ -91,7 +91,7 @@ pub struct Constant {
 }
 
 impl Graph {
-    /// The graph with what is fixed, and what was done in words; as it is when nothing is.
+    /// The graph with what is fixed; as it is when nothing is.
     ///
     /// # Errors
     /// When the graph has no such input, or it does not fit.
