@@ -30,6 +30,7 @@ pub mod sources;
 pub mod status;
 pub mod store;
 pub mod streams;
+pub mod threads;
 pub mod transfer;
 pub mod trust;
 pub mod update;

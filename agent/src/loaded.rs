@@ -1,7 +1,8 @@
-//! A release in memory and how it runs: the items of requests on the workers' buffers, one at a time or several
-//! together. Who may run and when is the queue's; which release answers is the model table's.
+//! A release in memory and how it runs: where the request is when it is quick, on threads of its own when it is long,
+//! one request at a time or several together. Who may run and when is the queue's; which release answers is the model table's.
 
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -14,13 +15,19 @@ use farlight_inference::{
 use farlight_release::Verified;
 use farlight_release::manifest::Manifest;
 
+use tokio::sync::{OwnedMutexGuard, oneshot};
+
 use crate::metrics::Metrics;
 use crate::queue::{Place, Policy, Queue};
 use crate::shadow::Mirror;
 use crate::streams::{self, Streams};
 
-/// A model that takes longer makes way for the other tasks of its thread; a hop costs a small one more than it takes.
+/// A model that takes longer runs on a thread of its own; a change of threads costs a small one more than it takes.
 const LONG: Duration = Duration::from_micros(500);
+
+/// Runs before the first request, and how long they may take together.
+const WARM_RUNS: usize = 3;
+const WARM_TIME: Duration = Duration::from_millis(50);
 
 /// A release in memory, ready to answer.
 pub struct Loaded {
@@ -33,8 +40,8 @@ pub struct Loaded {
     /// What it did since it was loaded.
     pub metrics: Metrics,
     pipeline: Pipeline,
-    workers: ArrayQueue<Worker>,
-    pub(crate) queue: Arc<Queue<Item, Ran>>,
+    seats: ArrayQueue<Seat>,
+    pub(crate) queue: Arc<Queue<Work, Ran>>,
     pub(crate) streams: Streams,
     /// A candidate that sees a share of the inputs, and decides nothing.
     pub(crate) mirror: ArcSwapOption<Mirror>,
@@ -47,6 +54,12 @@ pub struct Scheduling {
     pub queue: Policy,
     /// Streams of a model with state.
     pub streams: streams::Policy,
+}
+
+/// A request that is to be run, with the state of its stream.
+pub(crate) struct Work {
+    pub(crate) item: Item,
+    pub(crate) state: Option<OwnedMutexGuard<State>>,
 }
 
 /// An item that was run, for who sent it.
@@ -71,11 +84,13 @@ impl Loaded {
     ) -> Result<Self, LoadError> {
         let options = Options { batches: scheduling.queue.batch > 1 };
         let pipeline = Pipeline::load_with(manifest, model, options)?;
-        let workers = ArrayQueue::new(scheduling.queue.workers.max(1));
-        for _ in 0..workers.capacity() {
-            // The queue has room for exactly these.
-            let _ = workers.push(pipeline.worker()?);
+        let seats = ArrayQueue::new(scheduling.queue.workers.max(1));
+        for _ in 0..seats.capacity() {
+            // There is room for exactly these.
+            let _ = seats.push(Seat::new(&pipeline)?);
         }
+        let queue = Queue::new(scheduling.queue);
+        warm(&mut pipeline.worker()?, &pipeline, &queue);
         let manifest = Arc::clone(pipeline.manifest());
         let profile = &manifest.profile;
         let shape = Shape {
@@ -87,9 +102,9 @@ impl Loaded {
             slot,
             shape,
             metrics: Metrics::default(),
-            workers,
+            seats,
             pipeline,
-            queue: Queue::new(scheduling.queue),
+            queue,
             streams: Streams::new(scheduling.streams),
             mirror: ArcSwapOption::empty(),
             manifest,
@@ -155,87 +170,180 @@ impl Loaded {
         self.mirror.store(mirror);
     }
 
-    /// Runs an item, and with it those that wait when several can be run at once.
-    pub(crate) async fn run(&self, place: Place<Item, Ran>, item: Item, state: Option<&mut State>) -> Ran {
-        let policy = self.policy();
-        if !self.pipeline.batches() {
-            return self.on_this_thread(1, || self.run_one(place, item, state));
-        }
+    /// Runs a request, and with it those that wait when several can be run at once. A model that is quick runs on
+    /// the thread that asks; for a long one there are threads, so that the others of this thread need not wait.
+    pub(crate) async fn run(self: Arc<Self>, place: Place<Work, Ran>, work: Work) -> Ran {
+        let policy = *self.policy();
         // Worth waiting for others only when they came in numbers before.
-        if !policy.window.is_zero() && self.queue.length() > 0 && self.queue.length() + 1 < policy.batch {
+        if self.pipeline.batches()
+            && !policy.window.is_zero()
+            && self.queue.length() > 0
+            && self.queue.length() + 1 < policy.batch
+        {
             tokio::time::sleep(policy.window).await;
         }
-        let others = self.queue.more(policy.batch - 1);
-        if others.is_empty() {
-            return self.on_this_thread(1, || self.run_one(place, item, state));
-        }
-        self.on_this_thread(1 + others.len(), move || {
-            let (mut items, mut senders) = (vec![item], Vec::with_capacity(others.len()));
-            for mut waiting in others {
-                items.push(std::mem::replace(&mut waiting.work, Item::from(Vec::new())));
-                senders.push(waiting);
-            }
-            let mut clock = Clock::start();
-            let results = self
-                .with_worker(|worker| worker.answer_all(&items.iter().collect::<Vec<_>>(), || clock.mark()));
-            let times = clock.stop();
-            self.metrics.executed();
-            self.queue.took(clock.started.elapsed(), items.len());
+        let started = Instant::now();
+        let mut seat = match self.seat() {
+            Ok(seat) => seat,
+            Err(error) => return Ran::failed(work.item, EngineError::Run(error.to_string()), started),
+        };
+        if self.queue.cost() <= LONG {
+            let ran = self.run_group(&mut seat.worker, work);
+            self.leave(seat);
             drop(place);
-            let results = results
-                .unwrap_or_else(|error| items.iter().map(|_| Err(RunError::Engine(error.clone()))).collect());
-            let started = clock.started;
-            let mut ran =
-                items.into_iter().zip(results).map(|(item, result)| Ran { item, result, started, times });
-            let first = ran.next();
-            for (sender, ran) in senders.into_iter().zip(ran) {
-                // One whose sender is gone was run for nothing.
-                sender.done(ran);
-            }
-            first.unwrap_or_else(|| Ran::lost(started))
-        })
+            return ran;
+        }
+        let (reply, answer) = oneshot::channel();
+        let job = Job { loaded: Arc::clone(&self), seat, place, work, reply };
+        if let Err(job) = job.on_its_thread() {
+            // Without a thread of its own a model holds up who asks, and answers.
+            job.run();
+        }
+        // The thread of a model answers whatever comes, or panics.
+        answer.await.unwrap_or_else(|_| Ran::lost(started))
     }
 
-    fn run_one(&self, place: Place<Item, Ran>, item: Item, state: Option<&mut State>) -> Ran {
+    /// Runs a request and as many of those that wait as can be run with it; the answer of the first.
+    fn run_group(&self, worker: &mut Worker, first: Work) -> Ran {
+        let most = if self.pipeline.batches() { self.policy().batch - 1 } else { 0 };
+        let others = self.queue.more(most);
+        if others.is_empty() {
+            return self.run_one(worker, first);
+        }
+        let (mut items, mut senders) = (vec![first.item], Vec::with_capacity(others.len()));
+        for waiting in others {
+            let (work, sender) = waiting.split();
+            items.push(work.item);
+            senders.push(sender);
+        }
+        let mut clock = Clock::start();
+        let results = worker.answer_all(&items.iter().collect::<Vec<_>>(), || clock.mark());
+        let times = clock.stop();
+        self.metrics.executed();
+        self.queue.took(clock.started.elapsed(), items.len());
+        let started = clock.started;
+        let mut ran =
+            items.into_iter().zip(results).map(|(item, result)| Ran { item, result, started, times });
+        let first = ran.next();
+        for (sender, ran) in senders.into_iter().zip(ran) {
+            // One whose sender is gone was run for nothing.
+            sender.done(ran);
+        }
+        first.unwrap_or_else(|| Ran::lost(started))
+    }
+
+    fn run_one(&self, worker: &mut Worker, work: Work) -> Ran {
+        let Work { item, mut state } = work;
         let mut clock = Clock::start();
         let mut fresh = None;
         // A call that is of no stream begins and ends one.
-        let state = state.or_else(|| {
+        let state = state.as_deref_mut().or_else(|| {
             fresh = self.pipeline.state();
             fresh.as_mut()
         });
-        let result = self.with_worker(|worker| worker.answer(&item, state, || clock.mark()));
+        let result = worker.answer(&item, state, || clock.mark());
         let times = clock.stop();
         self.metrics.executed();
         self.queue.took(clock.started.elapsed(), 1);
-        drop(place);
-        let result = result.unwrap_or_else(|error| Err(RunError::Engine(error)));
         Ran { item, result, started: clock.started, times }
     }
 
-    fn with_worker<T>(&self, run: impl FnOnce(&mut Worker) -> T) -> Result<T, EngineError> {
-        // Places and workers are equally many, so that one is there; a new one is right too.
-        let mut worker = match self.workers.pop() {
-            Some(worker) => worker,
-            None => self.pipeline.worker().map_err(|error| EngineError::Run(error.to_string()))?,
-        };
-        let result = run(&mut worker);
-        let _ = self.workers.push(worker);
-        Ok(result)
+    /// Places and seats are equally many, so that one is there; a new one is right too.
+    fn seat(&self) -> Result<Seat, LoadError> {
+        self.seats.pop().map_or_else(|| Seat::new(&self.pipeline), Ok)
     }
 
-    /// Small models run where they are; the runtime moves its other tasks away from a long one.
-    fn on_this_thread<T>(&self, items: usize, run: impl FnOnce() -> T) -> T {
-        let cost = self.queue.cost() * items as u32;
-        if cost.is_zero() || cost > LONG { tokio::task::block_in_place(run) } else { run() }
+    fn leave(&self, seat: Seat) {
+        let _ = self.seats.push(seat);
+    }
+}
+
+/// What a request runs with: buffers, and a thread once the model is found to be a long one.
+struct Seat {
+    worker: Worker,
+    thread: Option<Sender<Job>>,
+}
+
+impl Seat {
+    fn new(pipeline: &Pipeline) -> Result<Self, LoadError> {
+        Ok(Self { worker: pipeline.worker()?, thread: None })
+    }
+}
+
+/// A request for the thread of a seat, which ends with the seat.
+struct Job {
+    loaded: Arc<Loaded>,
+    seat: Seat,
+    place: Place<Work, Ran>,
+    work: Work,
+    reply: oneshot::Sender<Ran>,
+}
+
+impl Job {
+    /// Hands itself to the thread of its seat; comes back when there is none.
+    fn on_its_thread(mut self) -> Result<(), Self> {
+        let thread = match self.seat.thread.clone() {
+            Some(thread) => thread,
+            None => {
+                let (sender, jobs) = channel::<Self>();
+                // It runs where the thread that starts it may run: on the cores of the configuration.
+                let thread = std::thread::Builder::new().name("infer".into());
+                if let Err(error) = thread.spawn(move || jobs.into_iter().for_each(Self::run)) {
+                    tracing::warn!(%error, "a model has no thread of its own");
+                    return Err(self);
+                }
+                self.seat.thread.insert(sender).clone()
+            }
+        };
+        thread.send(self).map_err(|unsent| {
+            let mut job = unsent.0;
+            job.seat.thread = None;
+            job
+        })
+    }
+
+    /// Runs the request, and then those that wait: who runs them here spares them two changes of threads.
+    fn run(self) {
+        let Self { loaded, mut seat, place, work, reply } = self;
+        let ran = loaded.run_group(&mut seat.worker, work);
+        let _ = reply.send(ran);
+        while let Some(next) = loaded.queue.more(1).pop() {
+            let (work, reply) = next.split();
+            reply.done(loaded.run_group(&mut seat.worker, work));
+        }
+        loaded.leave(seat);
+        drop(place);
     }
 }
 
 impl Ran {
-    fn lost(started: Instant) -> Self {
-        let result = Err(RunError::Engine(EngineError::Run("the answer is missing".to_owned())));
-        Self { item: Item::from(Vec::new()), result, started, times: [Duration::ZERO; 3] }
+    fn failed(item: Item, error: EngineError, started: Instant) -> Self {
+        Self { item, result: Err(RunError::Engine(error)), started, times: [Duration::ZERO; 3] }
     }
+
+    fn lost(started: Instant) -> Self {
+        Self::failed(Item::from(Vec::new()), EngineError::Run("the answer is missing".to_owned()), started)
+    }
+}
+
+/// Runs a new release on zeros, so that its memory is there before the first request, and it is known how long it
+/// takes. The last run counts: the first also pays for what is not in memory yet.
+fn warm(worker: &mut Worker, pipeline: &Pipeline, queue: &Queue<Work, Ran>) {
+    let zeros = Item::from(vec![0.0; pipeline.elements()]);
+    let began = Instant::now();
+    let mut took = Duration::ZERO;
+    for _ in 0..WARM_RUNS {
+        let started = Instant::now();
+        // Whether zeros are within the contract of its data is of no interest.
+        if worker.answer(&zeros, pipeline.state().as_mut(), || {}).is_err() {
+            return;
+        }
+        took = started.elapsed();
+        if began.elapsed() > WARM_TIME {
+            break;
+        }
+    }
+    queue.took(took, 1);
 }
 
 /// Takes the times of the stages of one run.

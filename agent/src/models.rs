@@ -10,8 +10,8 @@ use farlight_device::pointer::Slot;
 use farlight_inference::{Item, Prediction, RunError, State};
 
 use crate::clock;
-use crate::loaded::Ran;
 pub use crate::loaded::{Loaded, Scheduling};
+use crate::loaded::{Ran, Work};
 use crate::metrics::{Reason, Stage};
 use crate::queue::{Priority, Refused, Turn};
 use crate::recorder::{Recorder, Seen};
@@ -264,15 +264,15 @@ impl Models {
             self.recorder.see(Seen::rejected(Arc::clone(&loaded)));
             InferError::Busy { model: name.to_owned(), why, retry_after: loaded.retry_after() }
         };
-        let stream = match &ask.stream {
+        let state = match &ask.stream {
             Some(call) => Some(self.stream(&loaded, call, deadline, refused).await?),
             None => None,
         };
-        let mut state = stream;
+        let work = Work { item, state };
         let turn = match loaded.queue.enter() {
-            Some(place) => Turn::Run(place, item),
+            Some(place) => Turn::Run(place, work),
             None => {
-                let turn = loaded.queue.turn(item, ask.priority, deadline).await;
+                let turn = loaded.queue.turn(work, ask.priority, deadline).await;
                 match turn.map_err(|why| refused(why.why()))? {
                     // An answer that comes too late is worth nothing, and takes its place from one that does not.
                     Turn::Run(..) if loaded.queue.is_late(deadline) => {
@@ -283,10 +283,9 @@ impl Models {
             }
         };
         let ran = match turn {
-            Turn::Run(place, item) => loaded.run(place, item, state.as_deref_mut()).await,
+            Turn::Run(place, work) => Arc::clone(&loaded).run(place, work).await,
             Turn::Done(ran) => ran,
         };
-        drop(state);
         if let Some(call) = ask.stream.filter(|call| call.end) {
             loaded.streams.end(call.id);
         }

@@ -1,6 +1,6 @@
 //! The queue of one model: how many requests run at once, which of those that wait is next, and which are told at
-//! once that there is no time for them. A request that finds a free place takes no lock and changes no thread; who
-//! leaves a place hands it to the first that waits, or runs several of them together.
+//! once that there is no time for them. A request that finds a free place takes no lock; who leaves a place hands it
+//! to the first that waits, or keeps it and runs those that wait.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -88,12 +88,23 @@ pub struct Waiting<T, R> {
     /// What is to be run.
     pub work: T,
     reply: oneshot::Sender<Turn<T, R>>,
+    deadline: Instant,
 }
 
 impl<T, R> Waiting<T, R> {
+    /// What is to be run, and the way to give its sender the result.
+    pub fn split(self) -> (T, Reply<T, R>) {
+        (self.work, Reply(self.reply))
+    }
+}
+
+/// The way to who waits for the result of a request.
+pub struct Reply<T, R>(oneshot::Sender<Turn<T, R>>);
+
+impl<T, R> Reply<T, R> {
     /// Gives its sender the result; `false` when it is gone.
     pub fn done(self, result: R) -> bool {
-        self.reply.send(Turn::Done(result)).is_ok()
+        self.0.send(Turn::Done(result)).is_ok()
     }
 }
 
@@ -200,7 +211,7 @@ impl<T, R> Queue<T, R> {
                 // The last one makes room for one that comes before it.
                 waiting.pop_last();
             }
-            waiting.insert(key, Waiting { work, reply });
+            waiting.insert(key, Waiting { work, reply, deadline });
             self.length.store(waiting.len(), Ordering::SeqCst);
         }
         let leave = Leave { queue: self, key };
@@ -210,19 +221,22 @@ impl<T, R> Queue<T, R> {
         drop(leave);
         match turn {
             Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(_)) => Err(Refused::Full),
-            Err(_) => Err(Refused::Late),
+            // Taken out by one that was pushed in before it, or by who found it too late to be run.
+            Ok(Err(_)) if !self.is_late(deadline) => Err(Refused::Full),
+            Ok(Err(_)) | Err(_) => Err(Refused::Late),
         }
     }
 
-    /// Takes up to `most` requests out of the queue, to run them together with one's own.
+    /// Takes up to `most` requests out of the queue, to run them together with one's own or after it. Those that
+    /// cannot be answered in time any more leave it, too, and their senders are told.
     pub fn more(&self, most: usize) -> Vec<Waiting<T, R>> {
         if most == 0 || self.length() == 0 {
             return Vec::new();
         }
         let mut waiting = self.lock();
         let taken = std::iter::from_fn(|| waiting.pop_first().map(|(_, waiting)| waiting));
-        let taken = taken.filter(|waiting| !waiting.reply.is_closed()).take(most).collect();
+        let taken =
+            taken.filter(|next| !next.reply.is_closed() && !self.is_late(next.deadline)).take(most).collect();
         self.length.store(waiting.len(), Ordering::SeqCst);
         taken
     }
@@ -236,7 +250,7 @@ impl<T, R> Queue<T, R> {
                 self.length.store(waiting.len(), Ordering::SeqCst);
                 first
             };
-            let Some((_, Waiting { work, reply })) = first else {
+            let Some((_, Waiting { work, reply, .. })) = first else {
                 self.free.fetch_add(1, Ordering::SeqCst);
                 continue;
             };
@@ -370,8 +384,8 @@ mod tests {
         let more = queue.more(3);
         assert_eq!(more.len(), 3);
         more.into_iter().for_each(|waiting| {
-            let result = waiting.work * 10;
-            assert!(waiting.done(result));
+            let (work, reply) = waiting.split();
+            assert!(reply.done(work * 10));
         });
         drop(place);
         let mut results = Vec::new();

@@ -5,9 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use farlight_wire::report;
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::clock::Zone;
@@ -26,6 +23,7 @@ use crate::slots::Slots;
 use crate::source::Source;
 use crate::status::Status;
 use crate::store::{Outbox, Store};
+use crate::threads::Threads;
 use crate::transfer::Limits;
 use crate::trust::Trust;
 use crate::update::{Driver, Input, Parts};
@@ -57,14 +55,11 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         start(&settings, identity.clone(), &shutdown).await?;
     let router =
         Arc::new(Router::new(Arc::clone(&models), runtime.clone(), remote(&settings.router, &identity)?));
-    let own_threads = serving(&settings.inference.cores).map_err(|error| {
+    let threads = Threads::start(cores(&settings), &settings.inference.cores).map_err(|error| {
         Fatal::new(ExitCode::Config, error, "name cores of this machine in inference.cores, or leave it out")
     })?;
-    let threads = own_threads.as_ref().map_or_else(Handle::current, |runtime| runtime.handle().clone());
-    let mut sources = {
-        let _on_them = threads.enter();
-        sources::start(&settings.source, &router, &shutdown)
-    };
+    let threads = Arc::new(threads);
+    let mut sources = sources::start(&settings.source, &router, &threads, &shutdown);
     status.set_sources(std::mem::take(&mut sources.tallies));
     let service = Service {
         models: Arc::clone(&models),
@@ -78,8 +73,10 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         updates,
     };
     let address = listeners.address();
-    let administering = tokio::spawn(admin.serve(http::admin(service.clone()), shutdown.clone()));
-    let serving = threads.spawn(listeners.serve(http::router(service), shutdown.clone()));
+    let administering =
+        tokio::spawn(admin.serve(http::admin(service.clone()), Arc::clone(&threads), shutdown.clone()));
+    let serving =
+        tokio::spawn(listeners.serve(http::router(service), Arc::clone(&threads), shutdown.clone()));
     let linking = tokio::spawn(link.run());
     let driving = tokio::spawn(driver.run(inbox, healths, shutdown.clone()));
 
@@ -101,9 +98,6 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
     };
     if tokio::time::timeout(Duration::from_secs(10), ended).await.is_err() {
         tracing::warn!("some tasks did not end in time");
-    }
-    if let Some(threads) = own_threads {
-        threads.shutdown_background();
     }
     tokio::task::spawn_blocking(move || recording.stop()).await.context("stop the recorder")?;
     Ok(())
@@ -237,32 +231,6 @@ fn repository(settings: &settings::Update, identity: &Identity, zone: Zone) -> a
         zone,
     };
     Ok(Repository::new(cloud, mirrors, limits))
-}
-
-/// Threads of their own for requests, on the cores that are configured for them; `None` when none are.
-fn serving(cores: &[usize]) -> anyhow::Result<Option<tokio::runtime::Runtime>> {
-    if cores.is_empty() {
-        return Ok(None);
-    }
-    let mut set = CpuSet::new();
-    for core in cores {
-        set.set(*core).with_context(|| format!("inference.cores: core {core}"))?;
-    }
-    // Tried on a thread that ends, so that a core which is not there is found before anything is served.
-    let tried = std::thread::spawn(move || sched_setaffinity(Pid::from_raw(0), &set)).join();
-    let tried = tried.map_err(|_| anyhow::anyhow!("the thread that tried them panicked"))?;
-    tried.with_context(|| format!("inference.cores: {cores:?} are not all there"))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.len())
-        .thread_name("serve")
-        .on_thread_start(move || {
-            if let Err(error) = sched_setaffinity(Pid::from_raw(0), &set) {
-                tracing::warn!(%error, "a thread for requests runs on any core");
-            }
-        })
-        .enable_all()
-        .build();
-    Ok(Some(runtime.context("start the threads for requests")?))
 }
 
 /// Asks remote stages of routes, where the device's owner allows that.

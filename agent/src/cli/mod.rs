@@ -166,7 +166,8 @@ fn read(path: &Path) -> Result<Settings, Fatal> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Fatal> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    // Requests are answered elsewhere; one of them may be busy with the disk.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     Ok(runtime.context("start the async runtime")?)
 }
 

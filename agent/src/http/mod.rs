@@ -5,6 +5,7 @@ pub(crate) mod data;
 mod extract;
 mod feedback;
 mod infer;
+mod listeners;
 mod local;
 mod metadata;
 mod metrics;
@@ -13,10 +14,8 @@ mod request;
 mod response;
 mod slow;
 
-use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
 use axum::Json;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
@@ -24,13 +23,10 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use serde_json::json;
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 
-use crate::exit::{ExitCode, Fatal};
 use crate::models::{InferError, Models};
 use crate::runtime::Runtime;
-use crate::settings;
 use crate::status::Status;
 use crate::update::Input;
 
@@ -57,6 +53,7 @@ pub struct Service {
     pub updates: mpsc::Sender<Input>,
 }
 
+pub use listeners::Listeners;
 pub(crate) use response::elements;
 pub use slow::Slow;
 
@@ -137,104 +134,4 @@ fn refuse_inference(error: &InferError) -> Response {
         response.headers_mut().insert("retry-after", seconds.max(1).into());
     }
     response
-}
-
-/// The bound listeners.
-pub struct Listeners {
-    tcp: Option<TcpListener>,
-    unix: Option<UnixListener>,
-}
-
-impl Listeners {
-    /// Binds what the settings ask for, before anything else starts.
-    ///
-    /// # Errors
-    /// When an address is taken or not allowed.
-    pub async fn bind(settings: &settings::Http) -> Result<Self, Fatal> {
-        let tcp = if settings.listen.is_empty() {
-            None
-        } else {
-            let listener = TcpListener::bind(&settings.listen)
-                .await
-                .with_context(|| format!("listen on {}", settings.listen))
-                .map_err(|e| {
-                    Fatal::new(
-                        ExitCode::Resource,
-                        e,
-                        "choose another address with http.listen, or stop what uses it",
-                    )
-                })?;
-            Some(listener)
-        };
-        let hint = "check the folder of http.socket and its permissions";
-        let unix = match settings.socket.as_os_str().is_empty() {
-            true => None,
-            false => Some(bind_unix(&settings.socket, 0o660, hint)?),
-        };
-        Ok(Self { tcp, unix })
-    }
-
-    /// Binds the administrator's socket, which only the agent's own user and root may open.
-    ///
-    /// # Errors
-    /// When its path cannot be used.
-    pub fn bind_admin(path: &Path) -> Result<Self, Fatal> {
-        let hint = "set device.admin_socket to a path of under 108 bytes in a folder the agent may write";
-        Ok(Self { tcp: None, unix: Some(bind_unix(path, 0o600, hint)?) })
-    }
-
-    /// The TCP address in use.
-    pub fn address(&self) -> Option<std::net::SocketAddr> {
-        self.tcp.as_ref().and_then(|listener| listener.local_addr().ok())
-    }
-
-    /// Serves until `shutdown` turns true, then finishes requests in flight.
-    pub async fn serve(self, router: Router, shutdown: tokio::sync::watch::Receiver<bool>) {
-        let stopped = |mut shutdown: tokio::sync::watch::Receiver<bool>| async move {
-            let _ = shutdown.wait_for(|stop| *stop).await;
-        };
-        let tcp = async {
-            if let Some(listener) = self.tcp {
-                let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-                    // Answers are small: waiting to fill a packet only adds latency.
-                    let _ = stream.set_nodelay(true);
-                });
-                let serve = axum::serve(listener, router.clone());
-                if let Err(error) = serve.with_graceful_shutdown(stopped(shutdown.clone())).await {
-                    tracing::error!(%error, "the TCP listener ended");
-                }
-            }
-        };
-        let unix = async {
-            if let Some(listener) = self.unix {
-                let serve = axum::serve(listener, router.clone());
-                if let Err(error) = serve.with_graceful_shutdown(stopped(shutdown.clone())).await {
-                    tracing::error!(%error, "the Unix socket ended");
-                }
-            }
-        };
-        tokio::join!(tcp, unix);
-    }
-}
-
-fn bind_unix(path: &Path, mode: u32, hint: &str) -> Result<UnixListener, Fatal> {
-    let fail = |error: std::io::Error| {
-        let error = anyhow::Error::new(error).context(format!("listen on {}", path.display()));
-        Fatal::new(ExitCode::Resource, error, hint)
-    };
-    // A socket left by an earlier life is replaced; any other file is not.
-    if let Ok(meta) = std::fs::symlink_metadata(path) {
-        use std::os::unix::fs::FileTypeExt;
-        if !meta.file_type().is_socket() {
-            return Err(fail(std::io::ErrorKind::AlreadyExists.into()));
-        }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(fail(std::io::ErrorKind::AddrInUse.into()));
-        }
-        std::fs::remove_file(path).map_err(fail)?;
-    }
-    let listener = UnixListener::bind(path).map_err(fail)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
-    std::fs::set_permissions(path, mode).map_err(fail)?;
-    Ok(listener)
 }

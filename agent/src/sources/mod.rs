@@ -27,6 +27,7 @@ use crate::models::{Ask, InferError};
 use crate::router::Router;
 use crate::settings::source::Source;
 use crate::streams::Call;
+use crate::threads::Threads;
 
 pub use tally::Tally;
 
@@ -56,6 +57,7 @@ impl Running {
 #[derive(Clone)]
 struct Base {
     table: Arc<Router>,
+    threads: Arc<Threads>,
     /// The stream that models with state see: one a source.
     stream: String,
     models: Vec<String>,
@@ -84,7 +86,12 @@ impl Base {
 }
 
 /// Starts every configured source.
-pub fn start(sources: &[Source], router: &Arc<Router>, shutdown: &watch::Receiver<bool>) -> Running {
+pub fn start(
+    sources: &[Source],
+    router: &Arc<Router>,
+    threads: &Arc<Threads>,
+    shutdown: &watch::Receiver<bool>,
+) -> Running {
     let (end, ended) = watch::channel(false);
     let end = Arc::new(end);
     let mut tallies = Vec::new();
@@ -93,7 +100,8 @@ pub fn start(sources: &[Source], router: &Arc<Router>, shutdown: &watch::Receive
         tallies.push(Arc::clone(&tally));
         let (table, models) = (Arc::clone(router), source.models());
         let stream = format!("source {number}: {}", source.kind());
-        let base = Base { table, stream, models, tally, shutdown: shutdown.clone() };
+        let threads = Arc::clone(threads);
+        let base = Base { table, threads, stream, models, tally, shutdown: shutdown.clone() };
         let end = Arc::clone(&end);
         base.clone().spawn(async move {
             let kind = source.kind();
@@ -133,13 +141,17 @@ async fn ask(base: &Base, model: &str, id: &str, raw: Vec<f32>) -> Result<Value,
         InferError::Run(_) | InferError::Stateless(_) => Refusal::Input(error.to_string()),
     };
     let door = base.table.door(model, None).map_err(refuse)?;
-    let stream = Call { id: &base.stream, start: false, end: false };
-    let stream = door.loaded.has_state().then_some(stream);
     let datatype = door.loaded.manifest.input.datatype;
     let main =
         Values::from_f32(datatype, &raw).ok_or_else(|| Refusal::Input("the model takes text".to_owned()))?;
     let item = Item { main, more: Vec::new() };
-    let answer = base.table.infer(&door, item, &Ask { stream, ..Ask::now(id) }).await.map_err(refuse)?;
+    // Where requests are answered, too, and not among the tasks that keep up the session with the cloud.
+    let (table, source, own) = (Arc::clone(&base.table), base.stream.clone(), id.to_owned());
+    let asked = base.threads.spawn(async move {
+        let stream = door.loaded.has_state().then_some(Call { id: &source, start: false, end: false });
+        table.infer(&door, item, &Ask { stream, ..Ask::now(&own) }).await
+    });
+    let answer = asked.await.map_err(|error| Refusal::Later(error.to_string()))?.map_err(refuse)?;
     let release = &answer.loaded.slot.release;
     Ok(describe(id, &release.to_string(), &answer.loaded.manifest.labels, &answer.prediction))
 }

@@ -16,6 +16,7 @@ use farlight_agent::settings::Http;
 use farlight_agent::settings::Inference;
 use farlight_agent::status::Status;
 use farlight_agent::store::Store;
+use farlight_agent::threads::Threads;
 use farlight_agent::vitals::Vitals;
 use farlight_cloud::cli::release::recipe::Recipe;
 use farlight_device::pointer::Slot;
@@ -75,7 +76,8 @@ pub(crate) fn serve(args: &Args) -> anyhow::Result<()> {
         let settings = Http { listen: String::new(), socket: args.socket.clone(), ..Http::default() };
         let listeners = Listeners::bind(&settings).await.map_err(|fatal| anyhow!("listen: {fatal:?}"))?;
         let (_running, shutdown) = watch::channel(false);
-        tokio::spawn(listeners.serve(router(service), shutdown));
+        let threads = Arc::new(Threads::start(2, &[])?);
+        tokio::spawn(listeners.serve(router(service), threads, shutdown));
 
         models.activate(releases[0].load(scheduling)?, Keep::Nothing);
         say("ready")?;

@@ -1,0 +1,87 @@
+//! The threads that answer requests. Each has an event loop of its own: a connection stays where it was accepted, and
+//! so does the model that answers it, which keeps both in the caches of one core and wakes nobody else.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+/// One for each core that answers.
+pub struct Threads {
+    loops: Vec<Handle>,
+    next: AtomicUsize,
+    end: watch::Sender<bool>,
+    running: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// Starts `count` threads, which run on these cores, or on all when none is named.
+    ///
+    /// # Errors
+    /// When a core is not there, or no thread can be started.
+    pub fn start(count: usize, cores: &[usize]) -> anyhow::Result<Self> {
+        let set = set(cores)?;
+        let (end, ended) = watch::channel(false);
+        let mut threads = Self { loops: Vec::new(), next: AtomicUsize::new(0), end, running: Vec::new() };
+        for _ in 0..count.max(1) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.context("make an event loop for requests")?;
+            threads.loops.push(runtime.handle().clone());
+            let mut ended = ended.clone();
+            let thread = std::thread::Builder::new().name("serve".to_owned()).spawn(move || {
+                if let Some(Err(error)) = set.map(|set| sched_setaffinity(Pid::from_raw(0), &set)) {
+                    tracing::warn!(%error, "a thread for requests runs on any core");
+                }
+                runtime.block_on(async {
+                    let _ = ended.wait_for(|ended| *ended).await;
+                });
+            });
+            threads.running.push(thread.context("start a thread for requests")?);
+        }
+        Ok(threads)
+    }
+
+    /// Runs a task on one of them, in turns.
+    pub fn spawn<F>(&self, task: F) -> tokio::task::JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        match self.loops.get(turn % self.loops.len().max(1)) {
+            Some(thread) => thread.spawn(task),
+            None => tokio::spawn(task),
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        let _ = self.end.send(true);
+        for thread in self.running.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread for requests ended by a panic");
+            }
+        }
+    }
+}
+
+/// The cores, once the kernel took them.
+fn set(cores: &[usize]) -> anyhow::Result<Option<CpuSet>> {
+    if cores.is_empty() {
+        return Ok(None);
+    }
+    let mut set = CpuSet::new();
+    for core in cores {
+        set.set(*core).with_context(|| format!("inference.cores: core {core}"))?;
+    }
+    // Tried on a thread that ends, so that a core which is not there is found before anything is served.
+    let tried = std::thread::spawn(move || sched_setaffinity(Pid::from_raw(0), &set)).join();
+    let tried = tried.map_err(|_| anyhow::anyhow!("the thread that tried them panicked"))?;
+    tried.with_context(|| format!("inference.cores: {cores:?} are not all there"))?;
+    Ok(Some(set))
+}
