@@ -10,7 +10,7 @@ use crossbeam_queue::ArrayQueue;
 use farlight_device::pointer::Slot;
 use farlight_device::window::Shape;
 use farlight_inference::{
-    EngineError, Item, LoadError, Options, Pipeline, Port, Prediction, RunError, State, Worker,
+    EngineError, Item, LoadError, Options, Pipeline, Port, Prediction, Resident, RunError, State, Worker,
 };
 use farlight_release::Verified;
 use farlight_release::manifest::Manifest;
@@ -288,7 +288,11 @@ impl Job {
                 let (sender, jobs) = channel::<Self>();
                 // It runs where the thread that starts it may run: on the cores of the configuration.
                 let thread = std::thread::Builder::new().name("infer".into());
-                if let Err(error) = thread.spawn(move || jobs.into_iter().for_each(Self::run)) {
+                let run = move || {
+                    let _resident = Resident::here();
+                    jobs.into_iter().for_each(Self::run);
+                };
+                if let Err(error) = thread.spawn(run) {
                     tracing::warn!(%error, "a model has no thread of its own");
                     return Err(self);
                 }

@@ -4,12 +4,17 @@
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Context;
+use farlight_inference::Resident;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+
+/// How long a release that was swapped out may stay in memory on a thread that nobody asks since.
+const TIDY_EVERY: Duration = Duration::from_secs(10);
 
 /// One for each core that answers.
 pub struct Threads {
@@ -37,8 +42,15 @@ impl Threads {
                 if let Some(Err(error)) = set.map(|set| sched_setaffinity(Pid::from_raw(0), &set)) {
                     tracing::warn!(%error, "a thread for requests runs on any core");
                 }
+                let resident = Resident::here();
                 runtime.block_on(async {
-                    let _ = ended.wait_for(|ended| *ended).await;
+                    let ended = async {
+                        let _ = ended.wait_for(|ended| *ended).await;
+                    };
+                    let mut ended = std::pin::pin!(ended);
+                    while tokio::time::timeout(TIDY_EVERY, ended.as_mut()).await.is_err() {
+                        resident.tidy();
+                    }
                 });
             });
             threads.running.push(thread.context("start a thread for requests")?);

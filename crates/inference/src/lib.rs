@@ -13,7 +13,7 @@ pub mod simplify;
 pub mod steps;
 pub mod tensor;
 
-pub use engine::{EngineError, Port};
+pub use engine::{EngineError, Port, Resident};
 pub use pipeline::{Item, LoadError, Options, Pipeline, RunError, State, Worker};
 pub use prediction::Prediction;
 pub use tensor::{Named, Tensor, Values};

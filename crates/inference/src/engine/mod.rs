@@ -1,12 +1,15 @@
 //! What runs a graph: the interface that the pipeline sees, and the choice of who is behind it. Each engine is
 //! named by one file alone.
 
+mod kept;
 pub(crate) mod tract;
 
 use farlight_onnx::{Limits, OnnxError};
 use farlight_release::manifest::Datatype;
 
 use crate::tensor::Tensor;
+
+pub use kept::Resident;
 
 /// Why the engine refused.
 #[derive(Debug, Clone, thiserror::Error)]

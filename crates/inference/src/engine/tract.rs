@@ -1,4 +1,4 @@
-//! The tract engine: the one file that names tract. It turns ONNX bytes into a shared plan. tract panics on
+//! The tract engine: it turns ONNX bytes into a shared plan. tract panics on
 //! some malformed graphs, so loading and running catch it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,12 +10,14 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::Factoid as _;
 use tract_onnx::tract_hir::internal::{DimLike as _, bail, format_err};
 
+use super::kept::{Mark, with_state};
 use super::{Batch, Engine, EngineError, Port};
 use crate::tensor::{Tensor as Plain, Values};
 
 /// A plan and what goes in and comes out of it.
 pub(super) struct Tract {
     plan: Arc<TypedSimplePlan>,
+    mark: Arc<Mark>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
 }
@@ -46,13 +48,9 @@ impl Engine for Tract {
 
     fn run(&self, inputs: &[&Plain]) -> Result<Vec<Plain>, EngineError> {
         guarded(|| -> TractResult<Vec<Plain>> {
-            // A state of its own for each run: tract keeps scratch space for a state on every thread that it ever
-            // ran on, and a state that ends gives back only that of the thread where it ends. Requests run on any
-            // thread, so states that last would leak with each release that is swapped in.
-            let mut state = self.plan.spawn()?;
             let inputs =
                 inputs.iter().map(|tensor| Ok(to_tract(tensor)?.into())).collect::<TractResult<TVec<_>>>()?;
-            state.run(inputs)?.iter().map(from_tract).collect()
+            with_state(&self.mark, &self.plan, |state| state.run(inputs))?.iter().map(from_tract).collect()
         })
         .map_err(EngineError::Run)?
         .map_err(|e| EngineError::Run(format!("{e:#}")))
@@ -101,7 +99,7 @@ fn load(onnx: &[u8], wanted: &[(&str, Vec<usize>)], batch: Batch) -> Result<Trac
     let plan = TypedSimplePlan::new(model).map_err(fail)?;
     // A graph whose states cannot be made is found when it is loaded, not at the first request.
     plan.spawn().map_err(fail)?;
-    Ok(Tract { plan, inputs, outputs })
+    Ok(Tract { plan, mark: Arc::default(), inputs, outputs })
 }
 
 /// Names of the graph's inputs that are no initialisers, and of its outputs, in the order that tract has them.
