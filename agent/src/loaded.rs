@@ -9,7 +9,7 @@ use crossbeam_queue::ArrayQueue;
 use farlight_device::pointer::Slot;
 use farlight_device::window::Shape;
 use farlight_inference::{
-    EngineError, Item, LoadError, Options, Pipeline, Port, Prediction, RunError, State, Worker,
+    EngineError, Engines, Item, Kind, LoadError, Options, Pipeline, Port, Prediction, RunError, State, Worker,
 };
 use farlight_release::Verified;
 use farlight_release::manifest::Manifest;
@@ -47,6 +47,10 @@ pub struct Scheduling {
     pub queue: Policy,
     /// Streams of a model with state.
     pub streams: streams::Policy,
+    /// What runs it, if it can.
+    pub engine: Kind,
+    /// Threads of one inference in ONNX Runtime; 0 for as many as the places leave.
+    pub threads: usize,
 }
 
 /// An item that was run, for who sent it.
@@ -59,7 +63,7 @@ pub(crate) struct Ran {
 }
 
 impl Loaded {
-    /// Loads a verified release.
+    /// Loads a verified release with the engine that is scheduled for it, or with tract.
     ///
     /// # Errors
     /// When the engine refuses it.
@@ -68,9 +72,14 @@ impl Loaded {
         manifest: &Verified<Manifest>,
         model: &[u8],
         scheduling: Scheduling,
+        engines: &Engines,
     ) -> Result<Self, LoadError> {
-        let options = Options { batches: scheduling.queue.batch > 1 };
-        let pipeline = Pipeline::load_with(manifest, model, options)?;
+        let Scheduling { queue, engine, threads, .. } = scheduling;
+        let options = Options { batches: queue.batch > 1, engine, workers: queue.workers, threads };
+        let pipeline = Pipeline::load_with(manifest, model, options, engines)?;
+        for reason in pipeline.refused() {
+            tracing::warn!(release = %slot.release, engine = pipeline.engine(), "not as configured: {reason}");
+        }
         let workers = ArrayQueue::new(scheduling.queue.workers.max(1));
         for _ in 0..workers.capacity() {
             // The queue has room for exactly these.
@@ -109,6 +118,16 @@ impl Loaded {
     /// The engine that runs it.
     pub fn engine(&self) -> &'static str {
         self.pipeline.engine()
+    }
+
+    /// The execution provider that runs it, where the engine has several.
+    pub fn provider(&self) -> Option<&str> {
+        self.pipeline.provider()
+    }
+
+    /// Why it does not run as it was configured to; nothing when it does.
+    pub fn refused(&self) -> &[String] {
+        self.pipeline.refused()
     }
 
     /// How its requests are scheduled.
