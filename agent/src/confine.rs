@@ -15,6 +15,18 @@ const NICEST: i32 = 19;
 const FIRST_TO_GO: &str = "1000";
 /// Open files: three streams, one file of the slot at a time, and what `/proc` is read with.
 const OPEN_FILES: u64 = 16;
+/// The same with the devices and libraries of a driver.
+const OPEN_FILES_OF_DRIVERS: u64 = 256;
+
+/// Whether the child runs models on devices: a driver opens them, starts threads of its own, and reserves addresses
+/// far beyond the memory that it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drivers {
+    /// It runs them on the processor, in the thread that it has.
+    None,
+    /// It does.
+    Some,
+}
 
 /// System calls that an engine has no business with. They fail with EPERM.
 const DENIED: &[libc::c_long] = &[
@@ -64,7 +76,7 @@ const DENIED: &[libc::c_long] = &[
 ///
 /// # Errors
 /// When the parent is gone already, or a limit cannot be set.
-pub fn enter(parent: u32) -> io::Result<Vec<String>> {
+pub fn enter(parent: u32, drivers: Drivers) -> io::Result<Vec<String>> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // It may have ended before that.
     if getppid().is_none_or(|now| now.as_raw_nonzero().get().unsigned_abs() != parent) {
@@ -78,14 +90,15 @@ pub fn enter(parent: u32) -> io::Result<Vec<String>> {
         ),
         ("a filter of system calls", filter()),
     ];
-    for (resource, most) in [
-        (Resource::Core, 0),
-        (Resource::Fsize, 0),
-        (Resource::Nofile, OPEN_FILES),
-        // One thread is enough, and it is there.
-        (Resource::Nproc, 0),
-    ] {
-        limit(resource, most)?;
+    limit(Resource::Core, 0)?;
+    limit(Resource::Fsize, 0)?;
+    match drivers {
+        Drivers::None => {
+            limit(Resource::Nofile, OPEN_FILES)?;
+            // One thread is enough, and it is there.
+            limit(Resource::Nproc, 0)?;
+        }
+        Drivers::Some => limit(Resource::Nofile, OPEN_FILES_OF_DRIVERS)?,
     }
     let missing = |(what, done): (&str, Result<(), String>)| done.err().map(|why| format!("{what} ({why})"));
     Ok(parts.into_iter().filter_map(missing).collect())

@@ -10,7 +10,8 @@ use crossbeam_queue::ArrayQueue;
 use farlight_device::pointer::Slot;
 use farlight_device::window::Shape;
 use farlight_inference::{
-    EngineError, Item, LoadError, Options, Pipeline, Port, Prediction, Resident, RunError, State, Worker,
+    EngineError, Engines, Item, Kind, LoadError, Options, Pipeline, Port, Prediction, Resident, RunError,
+    State, Worker,
 };
 use farlight_release::Verified;
 use farlight_release::manifest::Manifest;
@@ -54,6 +55,10 @@ pub struct Scheduling {
     pub queue: Policy,
     /// Streams of a model with state.
     pub streams: streams::Policy,
+    /// What runs it, if it can.
+    pub engine: Kind,
+    /// Threads of one inference in ONNX Runtime; 0 for as many as the places leave.
+    pub threads: usize,
 }
 
 /// A request that is to be run, with the state of its stream.
@@ -72,7 +77,7 @@ pub(crate) struct Ran {
 }
 
 impl Loaded {
-    /// Loads a verified release.
+    /// Loads a verified release with the engine that is scheduled for it, or with tract.
     ///
     /// # Errors
     /// When the engine refuses it.
@@ -81,15 +86,20 @@ impl Loaded {
         manifest: &Verified<Manifest>,
         model: &[u8],
         scheduling: Scheduling,
+        engines: &Engines,
     ) -> Result<Self, LoadError> {
-        let options = Options { batches: scheduling.queue.batch > 1 };
-        let pipeline = Pipeline::load_with(manifest, model, options)?;
-        let seats = ArrayQueue::new(scheduling.queue.workers.max(1));
+        let Scheduling { queue, engine, threads, .. } = scheduling;
+        let options = Options { batches: queue.batch > 1, engine, workers: queue.workers, threads };
+        let pipeline = Pipeline::load_with(manifest, model, options, engines)?;
+        for reason in pipeline.refused() {
+            tracing::warn!(release = %slot.release, engine = pipeline.engine(), "not as configured: {reason}");
+        }
+        let seats = ArrayQueue::new(queue.workers.max(1));
         for _ in 0..seats.capacity() {
             // There is room for exactly these.
             let _ = seats.push(Seat::new(&pipeline)?);
         }
-        let queue = Queue::new(scheduling.queue);
+        let queue = Queue::new(queue);
         warm(&mut pipeline.worker()?, &pipeline, &queue);
         let manifest = Arc::clone(pipeline.manifest());
         let profile = &manifest.profile;
@@ -124,6 +134,16 @@ impl Loaded {
     /// The engine that runs it.
     pub fn engine(&self) -> &'static str {
         self.pipeline.engine()
+    }
+
+    /// The execution provider that runs it, where the engine has several.
+    pub fn provider(&self) -> Option<&str> {
+        self.pipeline.provider()
+    }
+
+    /// Why it does not run as it was configured to; nothing when it does.
+    pub fn refused(&self) -> &[String] {
+        self.pipeline.refused()
     }
 
     /// How its requests are scheduled.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use farlight_device::pointer::Slot;
-use farlight_inference::{Item, Prediction, RunError, State};
+use farlight_inference::{Engines, Item, Prediction, RunError, State};
 
 use crate::clock;
 pub use crate::loaded::{Loaded, Scheduling};
@@ -25,6 +25,13 @@ pub struct Plan {
     pub default: Scheduling,
     /// By model.
     pub models: HashMap<String, Scheduling>,
+}
+
+impl Plan {
+    /// How requests of a model are run.
+    pub fn of(&self, model: &str) -> Scheduling {
+        self.models.get(model).copied().unwrap_or(self.default)
+    }
 }
 
 /// The releases of one model that can answer.
@@ -122,19 +129,25 @@ pub struct Models {
     /// Releases that were taken out of memory on a client's wish.
     parked: ArcSwap<Vec<Slot>>,
     scheduling: Plan,
+    engines: Engines,
     recorder: Recorder,
     runtime: Runtime,
 }
 
 impl Models {
     /// An empty table whose observations go to `recorder`, under the configuration `runtime`.
-    pub fn new(scheduling: Plan, recorder: Recorder, runtime: Runtime) -> Self {
-        Self { table: ArcSwap::default(), parked: ArcSwap::default(), scheduling, recorder, runtime }
+    pub fn new(scheduling: Plan, engines: Engines, recorder: Recorder, runtime: Runtime) -> Self {
+        Self { table: ArcSwap::default(), parked: ArcSwap::default(), scheduling, engines, recorder, runtime }
+    }
+
+    /// The engines that are there.
+    pub fn engines(&self) -> &Engines {
+        &self.engines
     }
 
     /// How requests of a model are scheduled.
     pub fn scheduling(&self, model: &str) -> Scheduling {
-        self.scheduling.models.get(model).copied().unwrap_or(self.scheduling.default)
+        self.scheduling.of(model)
     }
 
     /// Takes a model out of memory until it is activated again; `false` when it is not loaded.

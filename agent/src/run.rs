@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use farlight_inference::Engines;
 use farlight_wire::report;
 use tokio::sync::{mpsc, watch};
 
@@ -160,6 +161,7 @@ pub async fn start(
             .context("start the recorder")?;
     let models = Arc::new(Models::new(
         settings.inference.plan(cores(settings)),
+        Engines::open(settings.inference.onnxruntime.open()),
         recording.recorder.clone(),
         runtime.clone(),
     ));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use cpu_time::ProcessTime;
 use farlight_device::update::Failure;
-use farlight_inference::{Pipeline, golden};
+use farlight_inference::{Engines, Kind, OnnxRuntime, Options, Pipeline, golden};
 use farlight_wire::codes::Code;
 use rustix::process::{Resource, Signal};
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
-use crate::confine;
+use crate::confine::{self, Drivers};
 use crate::slots;
 
 /// Address space beyond the manifest's memory budget that the process itself needs.
@@ -32,6 +32,37 @@ const KILL: i32 = Signal::KILL.as_raw();
 /// The kernel counts processor time in whole seconds.
 const SECOND: Duration = Duration::from_secs(1);
 
+/// What the child runs a release with: what the agent will. As JSON on its command line, since it has no environment
+/// and reads no configuration.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Engine {
+    kind: Kind,
+    onnxruntime: Option<OnnxRuntime>,
+}
+
+impl Engine {
+    /// An engine of those that are there.
+    pub fn new(kind: Kind, engines: &Engines) -> Self {
+        let wanted = kind == Kind::OnnxRuntime && engines.trouble().is_none();
+        Self { kind, onnxruntime: engines.onnxruntime().filter(|_| wanted).cloned() }
+    }
+
+    /// Reads the JSON.
+    ///
+    /// # Errors
+    /// When it is not of this form.
+    pub fn parse(text: &str) -> serde_json::Result<Self> {
+        serde_json::from_str(text)
+    }
+
+    fn drivers(&self) -> Drivers {
+        match self.onnxruntime.as_ref().is_some_and(OnnxRuntime::has_drivers) {
+            true => Drivers::Some,
+            false => Drivers::None,
+        }
+    }
+}
+
 /// What the child found.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Outcome {
@@ -39,9 +70,13 @@ pub struct Outcome {
     failure: Option<(String, String)>,
     /// What of its confinement the kernel did not give.
     without: Vec<String>,
+    /// The engine that ran it.
+    engine: String,
+    /// Why it did not run as it was asked to.
+    refused: Vec<String>,
     /// 95th percentile of the processor time of one inference, µs.
     p95_us: u64,
-    /// Peak resident memory of the child, KiB.
+    /// Peak resident memory of the child without what the engine's library takes, KiB.
     peak_kib: u64,
 }
 
@@ -50,15 +85,27 @@ impl Outcome {
     pub fn without(&self) -> &[String] {
         &self.without
     }
+
+    /// The engine that ran it: `tract`, `onnxruntime`.
+    pub fn engine(&self) -> &str {
+        &self.engine
+    }
 }
 
 /// Runs the self-test of a slot in a child process of `program`, the agent itself.
 ///
 /// # Errors
 /// `self_test.*` with what was found.
-pub async fn run(program: &Path, folder: &Path, digest: &str, limit: Duration) -> Result<Outcome, Failure> {
+pub async fn run(
+    program: &Path,
+    folder: &Path,
+    digest: &str,
+    limit: Duration,
+    engine: &Engine,
+) -> Result<Outcome, Failure> {
     let crashed = |text: String| Failure::new(Code::SelfTestCrashed, text);
     let started = Instant::now();
+    let engine = serde_json::to_string(engine).map_err(|e| crashed(format!("name the engine: {e}")))?;
     let mut command = Command::new(program);
     command
         .arg("self-test")
@@ -66,6 +113,7 @@ pub async fn run(program: &Path, folder: &Path, digest: &str, limit: Duration) -
         .arg(digest)
         .args(["--cpu-seconds", &limit.as_secs().to_string()])
         .args(["--parent", &std::process::id().to_string()])
+        .args(["--engine", &engine])
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -111,10 +159,13 @@ pub async fn run(program: &Path, folder: &Path, digest: &str, limit: Duration) -
     for part in &outcome.without {
         tracing::warn!("the self-test ran without {part}");
     }
+    for reason in &outcome.refused {
+        tracing::warn!(engine = outcome.engine, "the self-test did not run as configured: {reason}");
+    }
     match outcome.failure {
         None => {
-            let Outcome { p95_us, peak_kib, .. } = outcome;
-            tracing::info!(digest, p95_us, peak_kib, "self-test passed");
+            let Outcome { engine, p95_us, peak_kib, .. } = &outcome;
+            tracing::info!(digest, engine, p95_us, peak_kib, "self-test passed");
             Ok(outcome)
         }
         // The child is this very program, so that it has no codes of its own.
@@ -141,13 +192,17 @@ async fn start(mut command: Command) -> std::io::Result<(Child, std::sync::mpsc:
 
 /// Whether a text is how an engine, or the allocator, says that the memory limit was met.
 fn is_out_of_memory(text: &str) -> bool {
-    ["failed to allocate", "memory allocation of"].iter().any(|sign| text.contains(sign))
+    let signs =
+        ["failed to allocate", "Failed to allocate", "memory allocation of", "bad_alloc", "bad allocation"];
+    signs.iter().any(|sign| text.contains(sign))
 }
 
 /// The child's side: confines itself, runs the golden vectors, and says what it found to `parent`.
-pub fn child(folder: &Path, digest: &str, cpu_seconds: u64, parent: u32) -> Outcome {
-    let mut outcome = Outcome { failure: None, without: Vec::new(), p95_us: 0, peak_kib: 0 };
-    if let Err(failure) = test(folder, digest, cpu_seconds, parent, &mut outcome) {
+pub fn child(folder: &Path, digest: &str, cpu_seconds: u64, parent: u32, engine: Engine) -> Outcome {
+    let (engine_name, refused) = (String::new(), Vec::new());
+    let mut outcome =
+        Outcome { failure: None, without: Vec::new(), engine: engine_name, refused, p95_us: 0, peak_kib: 0 };
+    if let Err(failure) = test(folder, digest, cpu_seconds, parent, engine, &mut outcome) {
         outcome.failure = Some((failure.code.as_str().to_owned(), failure.message));
     }
     outcome
@@ -158,19 +213,38 @@ fn test(
     digest: &str,
     cpu_seconds: u64,
     parent: u32,
+    engine: Engine,
     outcome: &mut Outcome,
 ) -> Result<(), Failure> {
     let fail = |code: Code, text: String| Failure::new(code, text);
     let crashed = |e: std::io::Error| Failure::new(Code::SelfTestCrashed, format!("confine self-test: {e}"));
-    outcome.without = confine::enter(parent).map_err(crashed)?;
+    let (drivers, kind) = (engine.drivers(), engine.kind);
+    // The library is the device owner's and is trusted; the model that it is to read is not. What the library takes by
+    // itself is no part of the model's budget.
+    let before = (own_kib("VmSize:"), own_kib("VmHWM:"));
+    let engines = Engines::open(engine.onnxruntime);
+    let library = (own_kib("VmSize:").saturating_sub(before.0), own_kib("VmHWM:").saturating_sub(before.1));
+    outcome.without = confine::enter(parent, drivers).map_err(crashed)?;
     confine::limit(Resource::Cpu, cpu_seconds.max(1)).map_err(crashed)?;
     let whole = slots::open_folder(folder, digest).map_err(|e| fail(Code::VerifyMismatch, e.to_string()))?;
     let budgets = whole.manifest.budgets.clone();
-    let memory = budgets.memory_kib.saturating_mul(1024).saturating_add(OVERHEAD_BYTES);
-    confine::limit(Resource::As, memory).map_err(crashed)?;
+    let memory = budgets.memory_kib.saturating_add(library.0).saturating_mul(1024);
+    let what = match drivers {
+        Drivers::None => Resource::As,
+        Drivers::Some => Resource::Data,
+    };
+    confine::limit(what, memory.saturating_add(OVERHEAD_BYTES)).map_err(crashed)?;
 
-    let pipeline =
-        Pipeline::load(&whole.manifest, &whole.model).map_err(|e| fail(e.code(), e.to_string()))?;
+    // One call at a time in the one thread that there is: more threads change nothing but the last digits.
+    let options = Options { engine: kind, workers: 1, threads: 1, ..Options::default() };
+    let pipeline = Pipeline::load_with(&whole.manifest, &whole.model, options, &engines)
+        .map_err(|e| fail(e.code(), e.to_string()))?;
+    outcome.engine = pipeline.engine().to_owned();
+    outcome.refused = pipeline.refused().to_vec();
+    // The agent has no such limit: it would run the release with an engine that was not tested.
+    if let Some(reason) = outcome.refused.iter().find(|reason| is_out_of_memory(reason)) {
+        return Err(fail(Code::SelfTestMemory, reason.clone()));
+    }
     let vectors = golden::decode(&whole.golden).map_err(|e| fail(Code::SelfTestGolden, e.to_string()))?;
     let mut times = Vec::with_capacity(vectors.len());
     // Not by the clock: with the lowest priority the child waits for everything else that the device does.
@@ -193,7 +267,7 @@ fn test(
 
     times.sort_unstable();
     outcome.p95_us = times.get(times.len() * 95 / 100).copied().unwrap_or(0);
-    outcome.peak_kib = peak_kib();
+    outcome.peak_kib = own_kib("VmHWM:").saturating_sub(library.1);
     if outcome.p95_us > budgets.p95_us {
         let text = format!("p95 of {} µs is over the budget of {} µs", outcome.p95_us, budgets.p95_us);
         return Err(fail(Code::SelfTestBudget, text));
@@ -206,12 +280,12 @@ fn test(
     Ok(())
 }
 
-/// `VmHWM` of this process; 0 where /proc is not there.
-fn peak_kib() -> u64 {
+/// A line of `/proc/self/status` in KiB; 0 where /proc is not there.
+fn own_kib(line: &str) -> u64 {
     std::fs::read_to_string("/proc/self/status")
         .ok()
         .and_then(|text| {
-            text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok())
+            text.lines().find_map(|found| found.strip_prefix(line)?.split_whitespace().next()?.parse().ok())
         })
         .unwrap_or(0)
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use farlight_device::schedule::Window;
 use serde::Deserialize;
 
-pub use inference::{Inference, Model};
+pub use inference::{Inference, Model, OnnxRuntime};
 
 use self::source::Source;
 use crate::clock::Zone;
@@ -253,6 +253,7 @@ impl Settings {
             self.http.listen.is_empty() || self.http.listen.parse::<SocketAddr>().is_ok(),
             format!("http.listen: {:?} is not ADDRESS:PORT, for example 127.0.0.1:8800", self.http.listen),
         );
+        self.inference.check(&mut check);
         let mut range = |key: &str, value: u64, low: u64, high: u64| {
             if !(low..=high).contains(&value) {
                 problems.push(format!("{key}: {value} is not within {low} to {high}"));
@@ -306,6 +307,9 @@ mod tests {
         settings.http.socket = PathBuf::new();
         assert_eq!(settings.inference.model["camera"].workers, Some(1));
         settings.inference.model.clear();
+        let engine = &mut settings.inference.onnxruntime;
+        assert_eq!(engine.providers.len(), 2);
+        *engine = OnnxRuntime::default();
         assert_eq!(settings.inference.cores, [2, 3]);
         settings.inference.cores.clear();
         settings.router.remote_ca = None;
@@ -317,6 +321,11 @@ mod tests {
             "listen",
             "socket",
             "max_body_bytes",
+            "engine",
+            "library",
+            "providers",
+            "threads",
+            "session_options",
             "workers",
             "queue",
             "deadline_ms",
@@ -353,9 +362,15 @@ mod tests {
     fn every_problem_is_reported_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.toml");
-        std::fs::write(&path, "[http]\nlisten = \"nope\"\n[telemetry]\nwindow_seconds = 0\n[update]\ntime_zone = \"Mars/Olympus\"\nmirrors = [\"ftp://x\"]\n").unwrap();
+        std::fs::write(&path, "[http]\nlisten = \"nope\"\n[telemetry]\nwindow_seconds = 0\n[inference]\nengine = \"onnxruntime\"\n[update]\ntime_zone = \"Mars/Olympus\"\nmirrors = [\"ftp://x\"]\n").unwrap();
         let text = Settings::read(&path).unwrap_err().to_string();
-        for key in ["http.listen", "telemetry.window_seconds", "update.time_zone", "update.mirrors[0]"] {
+        for key in [
+            "http.listen",
+            "inference.engine",
+            "telemetry.window_seconds",
+            "update.time_zone",
+            "update.mirrors[0]",
+        ] {
             assert!(text.contains(key), "{key}: {text}");
         }
         std::fs::write(&path, "[update]\nactivation_windows = [\"whenever\"]\n").unwrap();

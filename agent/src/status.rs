@@ -95,6 +95,9 @@ impl Status {
                     "model": name,
                     "version": entry.active.slot.release.version.to_string(),
                     "manifest_sha256": entry.active.slot.digest,
+                    "engine": entry.active.engine(),
+                    "provider": entry.active.provider(),
+                    "refused": entry.active.refused(),
                     "previous": entry.previous.map(|p| p.slot.release.version.to_string()),
                     "update": updates.get(&name),
                 })

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::{Parser, Subcommand};
-use farlight_inference::Pipeline;
+use farlight_inference::{Engines, Options, Pipeline};
 use farlight_release::timestamp;
 use farlight_wire::ModelName;
 use farlight_wire::codes::{Again, Code};
@@ -97,6 +97,9 @@ enum Command {
         /// Process id of the daemon: the self-test ends with it.
         #[arg(long)]
         parent: u32,
+        /// What runs it, as JSON.
+        #[arg(long, value_parser = selftest::Engine::parse)]
+        engine: Option<selftest::Engine>,
     },
 }
 
@@ -118,8 +121,8 @@ struct InferFile {
 pub fn execute(args: Args) -> Result<(), Fatal> {
     match args.command {
         Command::Config(ConfigCommand::Doc) => print(settings::SAMPLE),
-        Command::SelfTest { folder, digest, cpu_seconds, parent } => {
-            let outcome = selftest::child(&folder, &digest, cpu_seconds, parent);
+        Command::SelfTest { folder, digest, cpu_seconds, parent, engine } => {
+            let outcome = selftest::child(&folder, &digest, cpu_seconds, parent, engine.unwrap_or_default());
             print(&serde_json::to_string(&outcome).context("print outcome")?)
         }
         Command::Validate => {
@@ -274,6 +277,9 @@ fn summary(document: &serde_json::Value) -> String {
     let models = document["models"].as_array().cloned().unwrap_or_default();
     for model in &models {
         out.push_str(&format!("model      {} {}\n", text(&model["model"]), text(&model["version"])));
+        for reason in model["refused"].as_array().into_iter().flatten() {
+            out.push_str(&format!("           runs with {}: {}\n", text(&model["engine"]), text(reason)));
+        }
     }
     if models.is_empty() {
         out.push_str("model      none yet\n");
@@ -332,7 +338,10 @@ fn infer(settings: &Settings, file: &Path, model: Option<ModelName>) -> Result<(
     let Opened::Model(whole) = opened else {
         return Err(fail(anyhow!("{model} is a configuration"), "choose a model with --model"));
     };
-    let mut worker = Pipeline::load(&whole.manifest, &whole.model)
+    let scheduling = settings.inference.plan(1).of(model.as_str());
+    let options = Options { engine: scheduling.engine, threads: scheduling.threads, ..Options::default() };
+    let engines = Engines::open(settings.inference.onnxruntime.open());
+    let mut worker = Pipeline::load_with(&whole.manifest, &whole.model, options, &engines)
         .and_then(|pipeline| pipeline.worker())
         .map_err(|e| fail(e.into(), "the release does not load"))?;
     let shape = format!("the model takes {:?}", whole.manifest.input.shape);

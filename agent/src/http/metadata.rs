@@ -168,6 +168,8 @@ fn configuration(_: &Service, loaded: &Arc<Loaded>) -> Value {
         "default_model_filename": "model.onnx",
         "parameters": {
             "queue": { "string_value": policy.queue.to_string() },
+            "engine_provider": { "string_value": loaded.provider().unwrap_or_default() },
+            "engine_refused": { "string_value": loaded.refused().join("; ") },
             "deadline_us": { "string_value": policy.deadline.as_micros().to_string() },
         },
     });

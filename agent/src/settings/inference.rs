@@ -1,18 +1,24 @@
-//! `[inference]`: queues, workers and streams, for all models and for single ones.
+//! `[inference]`: queues, workers, streams and engines, for all models and for single ones.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use farlight_inference::{Kind, Provider};
 use serde::Deserialize;
 
 use crate::models::{Plan, Scheduling};
 use crate::queue::Policy;
 use crate::streams;
 
-/// Queues and workers.
+/// Queues, workers and engines.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Inference {
+    /// What runs models: `tract`, which is built in, or `onnxruntime`, which the board has.
+    pub engine: Kind,
+    /// Where it is, and what it is to use.
+    pub onnxruntime: OnnxRuntime,
     /// Requests that run at once for each model; 0 means one a core.
     pub workers: usize,
     /// Requests that may wait for each model; more are answered 503.
@@ -38,6 +44,8 @@ pub struct Inference {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
+    /// As [`Inference::engine`].
+    pub engine: Option<Kind>,
     /// As [`Inference::workers`].
     pub workers: Option<usize>,
     /// As [`Inference::queue`].
@@ -54,9 +62,41 @@ pub struct Model {
     pub stream_idle_seconds: Option<u64>,
 }
 
+/// ONNX Runtime of the board.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OnnxRuntime {
+    /// Its library; none when empty.
+    pub library: PathBuf,
+    /// Execution providers in order of preference, `cpu` being its own code for the processor.
+    pub providers: Vec<Provider>,
+    /// Threads of one inference; 0 means as many as the workers leave.
+    pub threads: usize,
+    /// Its own session options by name.
+    pub session_options: BTreeMap<String, String>,
+}
+
+impl Default for OnnxRuntime {
+    fn default() -> Self {
+        let (library, session_options) = (PathBuf::new(), BTreeMap::new());
+        Self { library, providers: vec![Provider::cpu()], threads: 0, session_options }
+    }
+}
+
+impl OnnxRuntime {
+    /// What is to be loaded; `None` without a library.
+    pub fn open(&self) -> Option<farlight_inference::OnnxRuntime> {
+        let Self { library, providers, session_options, .. } = self.clone();
+        let named = !library.as_os_str().is_empty();
+        named.then_some(farlight_inference::OnnxRuntime { library, providers, session_options })
+    }
+}
+
 impl Default for Inference {
     fn default() -> Self {
         Self {
+            engine: Kind::default(),
+            onnxruntime: OnnxRuntime::default(),
             workers: 0,
             queue: 64,
             deadline_ms: 1_000,
@@ -93,12 +133,36 @@ impl Inference {
             streams: own.max_streams.unwrap_or(self.max_streams),
             idle: Duration::from_secs(own.stream_idle_seconds.unwrap_or(self.stream_idle_seconds)),
         };
-        Scheduling { queue, streams }
+        let engine = own.engine.unwrap_or(self.engine);
+        Scheduling { queue, streams, engine, threads: self.onnxruntime.threads }
+    }
+
+    /// Calls `check(holds, problem)` for what is no number.
+    pub(super) fn check(&self, mut check: impl FnMut(bool, String)) {
+        let library = &self.onnxruntime.library;
+        let named = !library.as_os_str().is_empty();
+        check(
+            !named || library.is_absolute(),
+            format!("inference.onnxruntime.library: {} is not an absolute path", library.display()),
+        );
+        check(
+            !self.onnxruntime.providers.is_empty(),
+            "inference.onnxruntime.providers: name one, or leave it out for cpu".into(),
+        );
+        let all = std::iter::once(("inference".to_owned(), Some(self.engine)));
+        let single = self.model.iter().map(|(name, own)| (format!("inference.model.{name}"), own.engine));
+        for (path, engine) in all.chain(single) {
+            check(
+                named || engine != Some(Kind::OnnxRuntime),
+                format!("{path}.engine: onnxruntime needs inference.onnxruntime.library"),
+            );
+        }
     }
 
     /// Calls `range(key, value, low, high)` for every number.
     pub(super) fn ranges(&self, mut range: impl FnMut(&str, u64, u64, u64)) {
         let all = Model {
+            engine: None,
             workers: Some(self.workers),
             queue: Some(self.queue),
             deadline_ms: Some(self.deadline_ms),
@@ -124,6 +188,7 @@ impl Inference {
                 }
             }
         }
+        range("inference.onnxruntime.threads", self.onnxruntime.threads as u64, 0, 256);
         for (index, core) in self.cores.iter().enumerate() {
             range(&format!("inference.cores[{index}]"), *core as u64, 0, 1_023);
         }

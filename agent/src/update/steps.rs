@@ -127,6 +127,8 @@ impl Driver {
     pub(super) fn spawn_self_test(&mut self, name: &ModelName) {
         let (staged, slots, limit) = (self.staged(name), self.parts.slots.clone(), self.parts.self_test);
         let program = self.parts.program.clone();
+        let models = &self.parts.models;
+        let engine = selftest::Engine::new(models.scheduling(name.as_str()).engine, models.engines());
         self.spawn(name, async move {
             let slot = match staged {
                 Ok(slot) => slot,
@@ -136,7 +138,7 @@ impl Driver {
                 // It holds settings only: what reading and checking it can find was found by verifying it.
                 return Done::SelfTested;
             }
-            match selftest::run(&program, &slots.folder(&slot), &slot.digest, limit).await {
+            match selftest::run(&program, &slots.folder(&slot), &slot.digest, limit, &engine).await {
                 Ok(_) => Done::SelfTested,
                 Err(failure) => Done::Failed(failure),
             }
@@ -246,7 +248,8 @@ pub(super) fn load(slots: &Slots, slot: &Slot, models: &Models) -> Result<Ready,
         }
         Opened::Model(whole) => {
             let scheduling = models.scheduling(slot.release.model.as_str());
-            let loaded = Loaded::new(slot.clone(), &whole.manifest, &whole.model, scheduling);
+            let loaded =
+                Loaded::new(slot.clone(), &whole.manifest, &whole.model, scheduling, models.engines());
             loaded
                 .map(|loaded| Ready::Model(Arc::new(loaded)))
                 .map_err(|error| Failure::new(error.code(), error.to_string()))

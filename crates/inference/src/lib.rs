@@ -13,6 +13,7 @@ pub mod simplify;
 pub mod steps;
 pub mod tensor;
 
+pub use engine::choice::{Engines, Kind, OnnxRuntime, Provider};
 pub use engine::{EngineError, Port, Resident};
 pub use pipeline::{Item, LoadError, Options, Pipeline, RunError, State, Worker};
 pub use prediction::Prediction;

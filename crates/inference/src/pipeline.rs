@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use farlight_onnx::Limits;
 use farlight_release::manifest::{BatchAxis, Datatype, Manifest, TensorSpec};
 use farlight_wire::codes::Code;
 
 use crate::contract;
-use crate::engine::{self, Batch, Engine, EngineError, Port};
+use crate::engine::choice::{Engines, Graph, Kind, Loaded, Wish};
+use crate::engine::{Engine, EngineError, Port};
 use crate::outputs::Outputs;
 use crate::prediction::Prediction;
 use crate::steps::{Pre, Scratch, StepError};
@@ -121,6 +123,8 @@ pub struct Pipeline {
     engine: Arc<dyn Engine>,
     /// The same graph for several items at once.
     batched: Option<Arc<dyn Engine>>,
+    /// What was wished for and could not be had.
+    refused: Arc<[String]>,
     manifest: Arc<Manifest>,
     pre: Arc<Pre>,
     answers: Arc<Outputs>,
@@ -136,27 +140,44 @@ pub struct Pipeline {
 pub struct Options {
     /// Whether several items can be run at once.
     pub batches: bool,
+    /// The engine to run it with; tract takes the place of one that cannot.
+    pub engine: Kind,
+    /// Calls that run at once, which an engine may make room for; 0 is 1.
+    pub workers: usize,
+    /// Threads of one call in ONNX Runtime; 0 for as many as all calls together leave of `workers`. tract has none.
+    pub threads: usize,
 }
 
 impl Pipeline {
-    /// Loads the ONNX bytes of a release under its manifest.
+    /// Loads the ONNX bytes of a release under its manifest, with tract.
     ///
     /// # Errors
     /// [`LoadError`] naming the manifest field that does not fit, or the engine's reason.
     pub fn load(manifest: &Manifest, onnx: &[u8]) -> Result<Self, LoadError> {
-        Self::load_with(manifest, onnx, Options::default())
+        Self::load_with(manifest, onnx, Options::default(), &Engines::default())
     }
 
-    /// As [`Pipeline::load`], with options.
+    /// As [`Pipeline::load`], with options and other engines. When the one that is wished for cannot run the model,
+    /// tract does; [`Pipeline::refused`] then says why.
     ///
     /// # Errors
     /// [`LoadError`] naming the manifest field that does not fit, or the engine's reason.
-    pub fn load_with(manifest: &Manifest, onnx: &[u8], options: Options) -> Result<Self, LoadError> {
+    pub fn load_with(
+        manifest: &Manifest,
+        onnx: &[u8],
+        options: Options,
+        engines: &Engines,
+    ) -> Result<Self, LoadError> {
         let elements = check(manifest)?;
         let field = |field, error: StepError| LoadError::Manifest { field, problem: error.to_string() };
         let pre = Pre::plan(&manifest.pre, &manifest.input.shape).map_err(|error| field("pre", error))?;
-        let wanted = wanted(manifest, pre.output_shape());
-        let engine: Arc<dyn Engine> = engine::load(onnx, &wanted, Batch::Fixed)?.into();
+        // No engine sees a file that is over a limit.
+        farlight_onnx::check(onnx, &Limits::DEFAULT).map_err(EngineError::from)?;
+        let batches =
+            options.batches && manifest.states.is_empty() && manifest.batch_axis == BatchAxis::Leading;
+        let graph = Graph { inputs: wanted(manifest, pre.output_shape()), batches };
+        let wish = Wish { kind: options.engine, workers: options.workers, threads: options.threads };
+        let Loaded { engine, batched, refused } = engines.load(onnx, &graph, wish)?;
         let feeds: Arc<[Feed]> = engine.inputs().iter().filter_map(|port| feed(manifest, port)).collect();
         let fates: Vec<Option<usize>> = engine
             .outputs()
@@ -166,15 +187,10 @@ impl Pipeline {
         check_ports(manifest, &*engine)?;
         let answers = engine.outputs().iter().zip(&fates).filter(|(_, fate)| fate.is_none());
         let answers = Outputs::plan(manifest, answers.map(|(port, _)| port.clone()).collect())?;
-        let can_batch =
-            options.batches && manifest.states.is_empty() && manifest.batch_axis == BatchAxis::Leading;
-        let batched = match can_batch {
-            true => Some(engine::load(onnx, &wanted, Batch::Any)?.into()),
-            false => None,
-        };
         let (manifest, fates) = (Arc::new(manifest.clone()), fates.into());
         let (pre, answers) = (Arc::new(pre), Arc::new(answers));
-        Ok(Self { engine, batched, manifest, pre, answers, feeds, fates, elements })
+        let refused = refused.into();
+        Ok(Self { engine, batched, refused, manifest, pre, answers, feeds, fates, elements })
     }
 
     /// The manifest it was loaded under.
@@ -182,9 +198,20 @@ impl Pipeline {
         &self.manifest
     }
 
-    /// The engine that runs it, for people: `tract`.
+    /// The engine that runs it, for people: `tract` or `onnxruntime`.
     pub fn engine(&self) -> &'static str {
         self.engine.name()
+    }
+
+    /// The execution provider that runs it, where the engine has several.
+    pub fn provider(&self) -> Option<&str> {
+        self.engine.provider()
+    }
+
+    /// What was wished for and could not be had, each with its reason: providers, or the whole engine. Empty when it
+    /// runs as it was asked.
+    pub fn refused(&self) -> &[String] {
+        &self.refused
     }
 
     /// What clients are told that there is: the outputs of the graph that are answers, after postprocessing.

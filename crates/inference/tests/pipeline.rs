@@ -1,7 +1,9 @@
 //! Models with several inputs, states, integers and no batch axis; items that are run together answer as they do alone.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use farlight_inference::{EngineError, Item, LoadError, Options, Pipeline, RunError, Values, golden};
+use farlight_inference::{
+    EngineError, Engines, Item, LoadError, Options, Pipeline, RunError, Values, golden,
+};
 use farlight_onnx::builder::{GraphBuilder, int};
 use farlight_onnx::proto::type_proto;
 use farlight_onnx::{Dim, Model};
@@ -10,6 +12,10 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 const INT64: i32 = 7;
+
+fn batching(batches: bool) -> Options {
+    Options { batches, ..Options::default() }
+}
 
 /// A manifest of tensors with an input `x` of `[2]`, changed.
 fn manifest(change: impl FnOnce(&mut Value)) -> Manifest {
@@ -168,7 +174,8 @@ fn a_graph_without_a_batch_axis_takes_its_own_shapes() {
         .finish()
         .unwrap();
     let manifest = manifest(|document| document["batch_axis"] = json!("none"));
-    let pipeline = Pipeline::load_with(&manifest, &model.to_bytes(), Options { batches: true }).unwrap();
+    let pipeline =
+        Pipeline::load_with(&manifest, &model.to_bytes(), batching(true), &Engines::default()).unwrap();
     assert!(!pipeline.batches());
     let answer = pipeline.worker().unwrap().run(&[1.0, 4.0]).unwrap();
     assert_eq!((only(&answer), &answer.tensors[0].tensor.shape), (&Values::Fp32(vec![0.5, 2.0]), &vec![2]));
@@ -191,7 +198,7 @@ fn classifier(batches: bool) -> Pipeline {
         document["input"]["on_violation"] = json!("refuse");
         document["profile"]["class_counts"] = json!([0, 0]);
     });
-    Pipeline::load_with(&manifest, &model.to_bytes(), Options { batches }).unwrap()
+    Pipeline::load_with(&manifest, &model.to_bytes(), batching(batches), &Engines::default()).unwrap()
 }
 
 #[test]

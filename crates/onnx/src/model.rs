@@ -201,8 +201,13 @@ impl Model {
 
     /// Encodes the model; equal models give equal bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut proto = self.proto.clone();
-        proto.graph = Some(self.graph.clone());
+        self.clone().into_bytes()
+    }
+
+    /// As [`Model::to_bytes`], without a second copy of the weights.
+    pub fn into_bytes(self) -> Vec<u8> {
+        let mut proto = self.proto;
+        proto.graph = Some(self.graph);
         proto.encode_to_vec()
     }
 

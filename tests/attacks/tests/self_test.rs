@@ -40,7 +40,8 @@ fn slot(parts: &Parts) -> Slot {
 
 async fn run(parts: &Parts, limit: Duration) -> Result<selftest::Outcome, Code> {
     let (slot, agent) = (slot(parts), Programs::find().unwrap().agent);
-    let outcome = selftest::run(&agent, slot.folder.path(), &slot.digest, limit).await;
+    let outcome =
+        selftest::run(&agent, slot.folder.path(), &slot.digest, limit, &selftest::Engine::default()).await;
     outcome.map_err(|failure| failure.code)
 }
 
@@ -148,7 +149,7 @@ fn what_is_confined_reaches_nobody_and_starts_nothing() {
 /// The same test again, in the process that is confined.
 fn confined(folder: &Path) {
     let parent = std::os::unix::process::parent_id();
-    assert_eq!(confine::enter(parent).unwrap(), [""; 0]);
+    assert_eq!(confine::enter(parent, confine::Drivers::None).unwrap(), [""; 0]);
     let denied = |what: &str, done: std::io::Result<()>| {
         let Err(error) = done else { panic!("{what} is allowed") };
         assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{what}: {error}");

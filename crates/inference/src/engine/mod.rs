@@ -1,7 +1,10 @@
 //! What runs a graph: the interface that the pipeline sees, and the choice of who is behind it. Each engine is
 //! named by one file alone.
 
+pub(crate) mod choice;
 mod kept;
+#[cfg(feature = "onnxruntime")]
+mod ort;
 pub(crate) mod tract;
 
 use farlight_onnx::{Limits, OnnxError};
@@ -57,6 +60,10 @@ pub(crate) enum Batch {
 pub(crate) trait Engine: Send + Sync {
     /// For people and metadata, for example `tract`.
     fn name(&self) -> &'static str;
+    /// What runs it within the engine, where that is a choice.
+    fn provider(&self) -> Option<&str> {
+        None
+    }
     /// What it takes, in order.
     fn inputs(&self) -> &[Port];
     /// What it gives, in order.
@@ -65,7 +72,7 @@ pub(crate) trait Engine: Send + Sync {
     fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EngineError>;
 }
 
-/// Loads a graph whose inputs have these names and shapes (batch included), in any order.
+/// Loads a graph whose inputs have these names and shapes (batch included), in any order, with tract.
 pub(crate) fn load(
     onnx: &[u8],
     inputs: &[(&str, Vec<usize>)],

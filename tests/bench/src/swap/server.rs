@@ -20,6 +20,7 @@ use farlight_agent::threads::Threads;
 use farlight_agent::vitals::Vitals;
 use farlight_cloud::cli::release::recipe::Recipe;
 use farlight_device::pointer::Slot;
+use farlight_inference::Engines;
 use farlight_onnx::{Limits, Model, tensor};
 use farlight_release::manifest::Manifest;
 use farlight_release::{Verified, blob, digest};
@@ -60,7 +61,8 @@ pub(crate) fn serve(args: &Args) -> anyhow::Result<()> {
         let vitals = Vitals::new(args.folder.clone());
         let recording =
             recorder::start(opened.store, plan, vitals, switches.clone(), healths_sender, committed_sender)?;
-        let models = Arc::new(Models::new(schedule, recording.recorder.clone(), switches.clone()));
+        let models =
+            Arc::new(Models::new(schedule, Engines::default(), recording.recorder.clone(), switches.clone()));
         let (updates, _inbox) = mpsc::channel(1);
         let service = Service {
             models: Arc::clone(&models),
@@ -109,7 +111,8 @@ struct Release {
 
 impl Release {
     fn load(&self, scheduling: Scheduling) -> anyhow::Result<Arc<Loaded>> {
-        let loaded = Loaded::new(self.slot.clone(), &self.manifest, &self.model, scheduling);
+        let loaded =
+            Loaded::new(self.slot.clone(), &self.manifest, &self.model, scheduling, &Engines::default());
         Ok(Arc::new(loaded.context("load the model")?))
     }
 }
