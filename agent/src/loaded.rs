@@ -38,6 +38,8 @@ pub struct Loaded {
     pub manifest: Arc<Manifest>,
     /// Sizes of its count vectors.
     pub shape: Shape,
+    /// Precision of the weights that run.
+    pub precision: String,
     /// What it did since it was loaded.
     pub metrics: Metrics,
     pipeline: Pipeline,
@@ -55,10 +57,21 @@ pub struct Scheduling {
     pub queue: Policy,
     /// Streams of a model with state.
     pub streams: streams::Policy,
-    /// What runs it, if it can.
-    pub engine: Kind,
     /// Threads of one inference in ONNX Runtime; 0 for as many as the places leave.
     pub threads: usize,
+}
+
+/// What a release is loaded with.
+#[derive(Debug, Clone, Copy)]
+pub struct How<'a> {
+    /// How its requests are run.
+    pub scheduling: Scheduling,
+    /// What runs it, if it can.
+    pub engine: Kind,
+    /// The engines that are there.
+    pub engines: &'a Engines,
+    /// Precision of the file's weights, as the manifest has it.
+    pub precision: &'a str,
 }
 
 /// A request that is to be run, with the state of its stream.
@@ -85,10 +98,10 @@ impl Loaded {
         slot: Slot,
         manifest: &Verified<Manifest>,
         model: &[u8],
-        scheduling: Scheduling,
-        engines: &Engines,
+        how: How<'_>,
     ) -> Result<Self, LoadError> {
-        let Scheduling { queue, engine, threads, .. } = scheduling;
+        let How { scheduling, engine, engines, precision } = how;
+        let Scheduling { queue, threads, .. } = scheduling;
         let options = Options { batches: queue.batch > 1, engine, workers: queue.workers, threads };
         let pipeline = Pipeline::load_with(manifest, model, options, engines)?;
         for reason in pipeline.refused() {
@@ -111,6 +124,7 @@ impl Loaded {
         Ok(Self {
             slot,
             shape,
+            precision: precision.to_owned(),
             metrics: Metrics::default(),
             seats,
             pipeline,
@@ -214,7 +228,7 @@ impl Loaded {
             return ran;
         }
         let (reply, answer) = oneshot::channel();
-        let job = Job { loaded: Arc::clone(&self), seat, place, work, reply };
+        let job = Box::new(Job { loaded: Arc::clone(&self), seat, place, work, reply });
         if let Err(job) = job.on_its_thread() {
             // Without a thread of its own a model holds up who asks, and answers.
             job.run();
@@ -281,7 +295,7 @@ impl Loaded {
 /// What a request runs with: buffers, and a thread once the model is found to be a long one.
 struct Seat {
     worker: Worker,
-    thread: Option<Sender<Job>>,
+    thread: Option<Sender<Box<Job>>>,
 }
 
 impl Seat {
@@ -301,11 +315,11 @@ struct Job {
 
 impl Job {
     /// Hands itself to the thread of its seat; comes back when there is none.
-    fn on_its_thread(mut self) -> Result<(), Self> {
+    fn on_its_thread(mut self: Box<Self>) -> Result<(), Box<Self>> {
         let thread = match self.seat.thread.clone() {
             Some(thread) => thread,
             None => {
-                let (sender, jobs) = channel::<Self>();
+                let (sender, jobs) = channel::<Box<Self>>();
                 // It runs where the thread that starts it may run: on the cores of the configuration.
                 let thread = std::thread::Builder::new().name("infer".into());
                 let run = move || {
@@ -327,8 +341,8 @@ impl Job {
     }
 
     /// Runs the request, and then those that wait: who runs them here spares them two changes of threads.
-    fn run(self) {
-        let Self { loaded, mut seat, place, work, reply } = self;
+    fn run(self: Box<Self>) {
+        let Self { loaded, mut seat, place, work, reply } = *self;
         let ran = loaded.run_group(&mut seat.worker, work);
         let _ = reply.send(ran);
         while let Some(next) = loaded.queue.more(1).pop() {

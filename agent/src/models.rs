@@ -10,7 +10,7 @@ use farlight_device::pointer::Slot;
 use farlight_inference::{Engines, Item, Prediction, RunError, State};
 
 use crate::clock;
-pub use crate::loaded::{Loaded, Scheduling};
+pub use crate::loaded::{How, Loaded, Scheduling};
 use crate::loaded::{Ran, Work};
 use crate::metrics::{Reason, Stage};
 use crate::queue::{Priority, Refused, Turn};

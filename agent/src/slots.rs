@@ -3,14 +3,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use farlight_device::pointer::{MAX_POINTER, Pointer, Slot};
+use farlight_inference::Kind;
 use farlight_release::Verified;
 use farlight_release::blob::{ChunkVerifier, FetchError};
 use farlight_release::config::{self, ConfigManifest};
 use farlight_release::manifest::{Blob, Delta, MAX_MANIFEST, Manifest, ManifestError};
 use farlight_wire::ModelName;
 
+use crate::choice::{self, Choice, Pins, Plan};
 use crate::durable::{self, Access};
 use crate::transfer::Shortcut;
 
@@ -62,6 +65,7 @@ pub enum SlotError {
 #[derive(Debug, Clone)]
 pub struct Slots {
     root: PathBuf,
+    plan: Arc<Plan>,
 }
 
 /// A slot whose every byte was hashed.
@@ -78,7 +82,11 @@ pub enum Opened {
 pub struct Whole {
     /// Its manifest.
     pub manifest: Verified<Manifest>,
-    /// Bytes of the variant to run.
+    /// Id of the variant to run.
+    pub variant: String,
+    /// Its precision.
+    pub precision: String,
+    /// Its bytes.
     pub model: Vec<u8>,
     /// Bytes of the golden vectors.
     pub golden: Vec<u8>,
@@ -92,7 +100,18 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SlotE
 impl Slots {
     /// The slots below a state directory.
     pub fn new(state_dir: &Path) -> Self {
-        Self { root: state_dir.join("models") }
+        Self { root: state_dir.join("models"), plan: Arc::default() }
+    }
+
+    /// The same with what the device's owner has set for single models.
+    #[must_use]
+    pub fn pinned(self, plan: Plan) -> Self {
+        Self { plan: Arc::new(plan), ..self }
+    }
+
+    /// What the device's owner has set for a model.
+    pub fn pins(&self, model: &ModelName) -> Pins {
+        self.plan.of(model.as_str())
     }
 
     /// The folder of a slot.
@@ -148,12 +167,41 @@ impl Slots {
         durable::replace(&path, &pointer.encode(), Access::Normal).map_err(io("write", &path))
     }
 
+    /// What is to run a slot: what the owner has set, or what was chosen.
+    pub fn engine(&self, slot: &Slot) -> Kind {
+        let chosen = || Choice::read(&self.folder(slot)).map(|choice| choice.engine);
+        self.pins(&slot.release.model).engine.or_else(chosen).unwrap_or_default()
+    }
+
     /// Reads a slot and hashes every byte of it.
     ///
     /// # Errors
     /// [`SlotError`] when anything is missing or not what was signed.
     pub fn open(&self, slot: &Slot) -> Result<Opened, SlotError> {
-        open_either(&slot.release.model, &self.folder(slot), &slot.digest)
+        let model = &slot.release.model;
+        open_either(model, &self.folder(slot), &slot.digest, self.pins(model))
+    }
+
+    /// The manifest of a slot.
+    ///
+    /// # Errors
+    /// [`SlotError`] when it is missing or not what was signed.
+    pub fn manifest(&self, slot: &Slot) -> Result<Verified<Manifest>, SlotError> {
+        manifest(&self.folder(slot), &slot.digest)
+    }
+
+    /// Hashes every file of a slot, also those of which only one will be run.
+    ///
+    /// # Errors
+    /// [`SlotError`] when anything is missing or not what was signed.
+    pub fn verify(&self, slot: &Slot) -> Result<(), SlotError> {
+        let Opened::Model(whole) = self.open(slot)? else { return Ok(()) };
+        let folder = self.folder(slot);
+        let others = whole.manifest.variants.iter().filter(|variant| variant.blob.id != whole.variant);
+        for variant in others.filter(|variant| folder.join(&variant.blob.id).is_file()) {
+            read_blob(&folder, &slot.digest, &variant.blob)?;
+        }
+        Ok(())
     }
 
     /// Notes durably that a slot passed its self-test on this device.
@@ -174,7 +222,7 @@ impl Slots {
             if failed.contains(&digest.as_str()) || !entry.path().join(TESTED).is_file() {
                 return None;
             }
-            let release = match open_either(model, &entry.path(), &digest).ok()? {
+            let release = match open_either(model, &entry.path(), &digest, self.pins(model)).ok()? {
                 Opened::Model(whole) => whole.manifest.release.clone(),
                 Opened::Config(config) => config.release.clone(),
             };
@@ -221,9 +269,9 @@ impl Slots {
     }
 }
 
-fn open_either(model: &ModelName, folder: &Path, digest: &str) -> Result<Opened, SlotError> {
+fn open_either(model: &ModelName, folder: &Path, digest: &str, pins: Pins) -> Result<Opened, SlotError> {
     if model.as_str() != config::NAME {
-        return open_folder(folder, digest).map(|whole| Opened::Model(Box::new(whole)));
+        return open_folder(folder, digest, File::Chosen(pins)).map(|whole| Opened::Model(Box::new(whole)));
     }
     let bytes = read_manifest(folder, digest)?;
     let fail = |source| SlotError::Manifest { digest: digest.to_owned(), source };
@@ -236,19 +284,37 @@ fn read_manifest(folder: &Path, digest: &str) -> Result<Vec<u8>, SlotError> {
     bytes.ok_or_else(|| SlotError::Missing { digest: digest.to_owned(), what: "manifest.json".to_owned() })
 }
 
-/// Reads and hashes a model's slot folder named `digest`.
+fn manifest(folder: &Path, digest: &str) -> Result<Verified<Manifest>, SlotError> {
+    let bytes = read_manifest(folder, digest)?;
+    Manifest::reopen(&bytes, digest)
+        .map_err(|source| SlotError::Manifest { digest: digest.to_owned(), source })
+}
+
+/// Which of a release's files.
+#[derive(Debug, Clone, Copy)]
+pub enum File<'a> {
+    /// What is to be run on this device.
+    Chosen(Pins),
+    /// The one with this id.
+    Of(&'a str),
+}
+
+/// Reads and hashes a model's slot folder named `digest`, with one of the files that can run.
 ///
 /// # Errors
 /// [`SlotError`] when anything is missing or not what was signed.
-pub fn open_folder(folder: &Path, digest: &str) -> Result<Whole, SlotError> {
+pub fn open_folder(folder: &Path, digest: &str, file: File<'_>) -> Result<Whole, SlotError> {
     let missing = |what: String| SlotError::Missing { digest: digest.to_owned(), what };
-    let bytes = read_manifest(folder, digest)?;
-    let manifest = Manifest::reopen(&bytes, digest)
-        .map_err(|source| SlotError::Manifest { digest: digest.to_owned(), source })?;
-    let variant = manifest.variants.first().ok_or_else(|| missing("a variant".to_owned()))?;
+    let manifest = manifest(folder, digest)?;
+    let variant = match file {
+        File::Chosen(pins) => choice::file(folder, &manifest.variants, pins),
+        File::Of(id) => manifest.variants.iter().find(|variant| variant.blob.id == id),
+    };
+    let variant = variant.ok_or_else(|| missing("a variant".to_owned()))?;
     let model = read_blob(folder, digest, &variant.blob)?;
     let golden = read_blob(folder, digest, &manifest.golden)?;
-    Ok(Whole { manifest, model, golden })
+    let (variant, precision) = (variant.blob.id.clone(), variant.precision.clone());
+    Ok(Whole { manifest, variant, precision, model, golden })
 }
 
 fn read_blob(folder: &Path, digest: &str, blob: &Blob) -> Result<Vec<u8>, SlotError> {

@@ -95,6 +95,7 @@ impl Status {
                     "model": name,
                     "version": entry.active.slot.release.version.to_string(),
                     "manifest_sha256": entry.active.slot.digest,
+                    "precision": entry.active.precision,
                     "engine": entry.active.engine(),
                     "provider": entry.active.provider(),
                     "refused": entry.active.refused(),

@@ -306,7 +306,7 @@ fn summary(document: &serde_json::Value) -> String {
 
 fn infer(settings: &Settings, file: &Path, model: Option<ModelName>) -> Result<(), Fatal> {
     let fail = |error: anyhow::Error, hint: &str| Fatal::new(ExitCode::Failure, error, hint);
-    let slots = Slots::new(&settings.device.state_dir);
+    let slots = Slots::new(&settings.device.state_dir).pinned(settings.inference.pins());
     let mut models = slots.models().map_err(|e| fail(e.into(), "check device.state_dir"))?;
     models.retain(|model| model.as_str() != farlight_release::config::NAME);
     let model = match (model, models.as_slice()) {
@@ -339,7 +339,7 @@ fn infer(settings: &Settings, file: &Path, model: Option<ModelName>) -> Result<(
         return Err(fail(anyhow!("{model} is a configuration"), "choose a model with --model"));
     };
     let scheduling = settings.inference.plan(1).of(model.as_str());
-    let options = Options { engine: scheduling.engine, threads: scheduling.threads, ..Options::default() };
+    let options = Options { engine: slots.engine(&slot), threads: scheduling.threads, ..Options::default() };
     let engines = Engines::open(settings.inference.onnxruntime.open());
     let mut worker = Pipeline::load_with(&whole.manifest, &whole.model, options, &engines)
         .and_then(|pipeline| pipeline.worker())

@@ -7,6 +7,7 @@ use std::time::Duration;
 use farlight_inference::{Kind, Provider};
 use serde::Deserialize;
 
+use crate::choice::{self, Pins, Precision};
 use crate::models::{Plan, Scheduling};
 use crate::queue::Policy;
 use crate::streams;
@@ -15,8 +16,12 @@ use crate::streams;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Inference {
-    /// What runs models: `tract`, which is built in, or `onnxruntime`, which the board has.
-    pub engine: Kind,
+    /// What runs models.
+    pub engine: Engine,
+    /// Which file of a release that has several.
+    pub variant: File,
+    /// Time in which a new release is tried with other files and engines than the first that passes, seconds.
+    pub choose_seconds: u64,
     /// Where it is, and what it is to use.
     pub onnxruntime: OnnxRuntime,
     /// Requests that run at once for each model; 0 means one a core.
@@ -45,7 +50,9 @@ pub struct Inference {
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
     /// As [`Inference::engine`].
-    pub engine: Option<Kind>,
+    pub engine: Option<Engine>,
+    /// As [`Inference::variant`].
+    pub variant: Option<File>,
     /// As [`Inference::workers`].
     pub workers: Option<usize>,
     /// As [`Inference::queue`].
@@ -60,6 +67,34 @@ pub struct Model {
     pub max_streams: Option<usize>,
     /// As [`Inference::stream_idle_seconds`].
     pub stream_idle_seconds: Option<u64>,
+}
+
+/// What runs models.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// The faster, where the board has ONNX Runtime; measured before a release is first activated.
+    #[default]
+    Auto,
+    /// Built in.
+    Tract,
+    /// Of the board.
+    OnnxRuntime,
+}
+
+/// Which file of a release that has several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum File {
+    /// The fastest whose golden vectors pass; all are fetched.
+    #[default]
+    Auto,
+    /// Weights in single precision.
+    Fp32,
+    /// Weights in half precision.
+    F16,
+    /// Weights of eight bits.
+    Int8,
 }
 
 /// ONNX Runtime of the board.
@@ -95,7 +130,9 @@ impl OnnxRuntime {
 impl Default for Inference {
     fn default() -> Self {
         Self {
-            engine: Kind::default(),
+            engine: Engine::Auto,
+            variant: File::Auto,
+            choose_seconds: 60,
             onnxruntime: OnnxRuntime::default(),
             workers: 0,
             queue: 64,
@@ -133,8 +170,26 @@ impl Inference {
             streams: own.max_streams.unwrap_or(self.max_streams),
             idle: Duration::from_secs(own.stream_idle_seconds.unwrap_or(self.stream_idle_seconds)),
         };
-        let engine = own.engine.unwrap_or(self.engine);
-        Scheduling { queue, streams, engine, threads: self.onnxruntime.threads }
+        Scheduling { queue, streams, threads: self.onnxruntime.threads }
+    }
+
+    /// What is set of the engine and the file of every model.
+    pub fn pins(&self) -> choice::Plan {
+        let pins = |own: &Model| Pins {
+            engine: match own.engine.unwrap_or(self.engine) {
+                Engine::Auto => None,
+                Engine::Tract => Some(Kind::Tract),
+                Engine::OnnxRuntime => Some(Kind::OnnxRuntime),
+            },
+            precision: match own.variant.unwrap_or(self.variant) {
+                File::Auto => None,
+                File::Fp32 => Some(Precision::Fp32),
+                File::F16 => Some(Precision::F16),
+                File::Int8 => Some(Precision::Int8),
+            },
+        };
+        let models = self.model.iter().map(|(name, own)| (name.clone(), pins(own)));
+        choice::Plan { default: pins(&Model::default()), models: models.collect() }
     }
 
     /// Calls `check(holds, problem)` for what is no number.
@@ -153,7 +208,7 @@ impl Inference {
         let single = self.model.iter().map(|(name, own)| (format!("inference.model.{name}"), own.engine));
         for (path, engine) in all.chain(single) {
             check(
-                named || engine != Some(Kind::OnnxRuntime),
+                named || engine != Some(Engine::OnnxRuntime),
                 format!("{path}.engine: onnxruntime needs inference.onnxruntime.library"),
             );
         }
@@ -163,6 +218,7 @@ impl Inference {
     pub(super) fn ranges(&self, mut range: impl FnMut(&str, u64, u64, u64)) {
         let all = Model {
             engine: None,
+            variant: None,
             workers: Some(self.workers),
             queue: Some(self.queue),
             deadline_ms: Some(self.deadline_ms),
@@ -188,6 +244,7 @@ impl Inference {
                 }
             }
         }
+        range("inference.choose_seconds", self.choose_seconds, 0, 3_600);
         range("inference.onnxruntime.threads", self.onnxruntime.threads as u64, 0, 256);
         for (index, core) in self.cores.iter().enumerate() {
             range(&format!("inference.cores[{index}]"), *core as u64, 0, 1_023);

@@ -91,8 +91,8 @@ pub enum Done {
     Fetched(Slot),
     /// The slot was hashed again.
     Verified,
-    /// Golden vectors passed.
-    SelfTested,
+    /// Golden vectors passed; what was chosen to run, where there was a choice.
+    SelfTested(Option<Box<report::Choice>>),
     /// The candidate is in memory, to be shadowed so.
     ShadowReady(Arc<Loaded>, shadow::Policy),
     /// The candidate did this in the shadow.
@@ -129,6 +129,8 @@ pub struct Parts {
     pub program: PathBuf,
     /// Longest self-test.
     pub self_test: Duration,
+    /// Time in which other files and engines are tried than the first that passed.
+    pub choose: Duration,
     /// How often metadata is looked at.
     pub metadata_every: Duration,
     /// When releases may be activated; always when empty.

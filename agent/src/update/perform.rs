@@ -104,13 +104,15 @@ impl Driver {
         if !matches!(step.done, Done::Shadowed(_)) {
             model.task = None;
         }
+        let mut chosen = None;
         let event = match step.done {
             Done::Fetched(slot) => {
                 model.staged = Some(slot);
                 Event::Fetched
             }
             Done::Verified => Event::Verified,
-            Done::SelfTested => {
+            Done::SelfTested(choice) => {
+                chosen = choice;
                 let marked = model.staged.as_ref().map(|slot| self.parts.slots.mark_tested(slot));
                 match marked {
                     Some(Err(error)) => Event::Failed(Failure::new(Code::StorageFailed, error.to_string())),
@@ -137,6 +139,9 @@ impl Driver {
             }
             Done::Failed(failure) => Event::Failed(failure),
         };
+        if let Some(choice) = chosen {
+            self.report(report::Event::Choice(*choice));
+        }
         self.step(&step.model, event);
     }
 

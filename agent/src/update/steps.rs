@@ -19,12 +19,12 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use super::{Done, Driver, Input, Ready, Step};
+use crate::choice::Trial;
 use crate::clock;
 use crate::fetch::Repository;
-use crate::models::{Loaded, Models};
+use crate::models::{How, Loaded, Models};
 use crate::runtime::ConfigSlot;
-use crate::selftest;
-use crate::slots::{Opened, Slots};
+use crate::slots::{Opened, Slots, Whole};
 use crate::source::{Source, Trouble};
 use crate::transfer::{Contents, Progress};
 use crate::trust::Trust;
@@ -118,17 +118,16 @@ impl Driver {
     }
 
     pub(super) fn spawn_verify(&mut self, name: &ModelName) {
-        self.spawn_on_staged(name, |slots, slot, _| match slots.open(slot) {
-            Ok(_) => Ok(Done::Verified),
+        self.spawn_on_staged(name, |slots, slot, _| match slots.verify(slot) {
+            Ok(()) => Ok(Done::Verified),
             Err(error) => Err(Failure::new(Code::VerifyMismatch, error.to_string())),
         });
     }
 
     pub(super) fn spawn_self_test(&mut self, name: &ModelName) {
         let (staged, slots, limit) = (self.staged(name), self.parts.slots.clone(), self.parts.self_test);
-        let program = self.parts.program.clone();
-        let models = &self.parts.models;
-        let engine = selftest::Engine::new(models.scheduling(name.as_str()).engine, models.engines());
+        let (program, within) = (self.parts.program.clone(), self.parts.choose);
+        let engines = self.parts.models.engines().clone();
         self.spawn(name, async move {
             let slot = match staged {
                 Ok(slot) => slot,
@@ -136,10 +135,20 @@ impl Driver {
             };
             if super::is_config(&slot.release.model) {
                 // It holds settings only: what reading and checking it can find was found by verifying it.
-                return Done::SelfTested;
+                return Done::SelfTested(None);
             }
-            match selftest::run(&program, &slots.folder(&slot), &slot.digest, limit, &engine).await {
-                Ok(_) => Done::SelfTested,
+            let (folder, digest) = (slots.folder(&slot), slot.digest.clone());
+            let pins = slots.pins(&slot.release.model);
+            let trial = Trial { program, folder, digest, limit, within, pins, engines };
+            let manifest = match slots.manifest(&slot) {
+                Ok(manifest) => manifest,
+                Err(error) => return Done::Failed(Failure::new(Code::VerifyMismatch, error.to_string())),
+            };
+            match trial.run(&manifest).await {
+                // Worth telling where there was something to choose from.
+                Ok(choice) => Done::SelfTested(
+                    Some(Box::new(choice.report(&manifest))).filter(|report| report.tried.len() > 1),
+                ),
                 Err(failure) => Done::Failed(failure),
             }
         });
@@ -248,8 +257,10 @@ pub(super) fn load(slots: &Slots, slot: &Slot, models: &Models) -> Result<Ready,
         }
         Opened::Model(whole) => {
             let scheduling = models.scheduling(slot.release.model.as_str());
-            let loaded =
-                Loaded::new(slot.clone(), &whole.manifest, &whole.model, scheduling, models.engines());
+            let engine = slots.engine(slot);
+            let Whole { manifest, model, precision, .. } = &*whole;
+            let how = How { scheduling, engine, engines: models.engines(), precision };
+            let loaded = Loaded::new(slot.clone(), manifest, model, how);
             loaded
                 .map(|loaded| Ready::Model(Arc::new(loaded)))
                 .map_err(|error| Failure::new(error.code(), error.to_string()))
@@ -290,9 +301,10 @@ impl Fetch {
         };
         compatible(release, &manifest.requires, &self.labels)?;
         self.is_wanted(manifest.sha256())?;
-        let variant = manifest.variants.first();
-        let blobs = variant.map(|variant| &variant.blob).into_iter().chain([&manifest.golden]);
-        let shortcut = variant.and_then(|variant| self.slots.shortcut(&release.model, &variant.deltas));
+        let wanted = self.slots.pins(&release.model).wanted(&manifest.variants);
+        let blobs = wanted.iter().map(|variant| &variant.blob).chain([&manifest.golden]);
+        let shortcut =
+            wanted.first().and_then(|variant| self.slots.shortcut(&release.model, &variant.deltas));
         let contents = Contents { manifest: &bytes, blobs: blobs.collect(), shortcut };
         transfer.slot(&self.slots, &self.slot, &contents).await
     }

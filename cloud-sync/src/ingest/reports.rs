@@ -35,6 +35,7 @@ pub(super) async fn store(
         Event::Shadow(shadow) => ("shadow", of(shadow.rollout.as_ref()), String::new()),
         Event::Diagnostics { .. } => ("diagnostics", String::new(), String::new()),
         Event::Feedback(_) => ("feedback", String::new(), String::new()),
+        Event::Choice(_) => ("choice", String::new(), String::new()),
     };
     let body = json_text(&serde_json::to_value(&report.event).unwrap_or_default());
     let rows = sqlx::query(
@@ -86,6 +87,7 @@ pub(super) async fn store(
         | Event::Loss { .. }
         | Event::CommandResult { .. }
         | Event::Shadow(_)
+        | Event::Choice(_)
         | Event::Diagnostics { .. } => {}
     }
     Ok(Outcome::Stored)

@@ -247,6 +247,13 @@ pub struct Variant {
     pub deltas: Vec<Delta>,
 }
 
+impl Variant {
+    /// A file in the one format that there is.
+    pub fn onnx(precision: &str, blob: Blob, deltas: Vec<Delta>) -> Self {
+        Self { precision: precision.to_owned(), format: "onnx".to_owned(), blob, deltas }
+    }
+}
+
 /// What makes a file of an older one ([`crate::delta`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

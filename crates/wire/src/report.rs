@@ -59,6 +59,34 @@ pub enum Event {
     },
     /// What an application found out about an answer, at once or long after.
     Feedback(Feedback),
+    /// Which file of a release runs on the device, and with what, after it was measured there.
+    Choice(Choice),
+}
+
+/// Which file of a release runs on a device, and with what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    /// The release.
+    pub release: ReleaseId,
+    /// Precision of the file's weights: `fp32`, `f16` or `int8`.
+    pub precision: String,
+    /// The engine: `tract` or `onnxruntime`.
+    pub engine: String,
+    /// Everything that was tried, in order.
+    pub tried: Vec<Tried>,
+}
+
+/// A file and an engine that were tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// Precision of the file's weights.
+    pub precision: String,
+    /// The engine.
+    pub engine: String,
+    /// Shortest time of one inference, µs; `None` where it does not run.
+    pub micros: Option<u64>,
+    /// Why it does not run; empty where it does.
+    pub why: String,
 }
 
 /// What an application found out about an answer.

@@ -169,6 +169,7 @@ impl Device {
             models: Arc::clone(&models),
             runtime,
             slots: Slots::new(at),
+            choose: Duration::ZERO,
             trust: Some(Trust::open(at).unwrap()),
             repository: Repository::new(Source::Http { client, base }, Vec::new(), limits),
             journal: Journal::open(at, clock::now()).unwrap().0,

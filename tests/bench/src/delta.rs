@@ -2,7 +2,6 @@
 //! know what is in the file. Every delta is applied and compared byte for byte.
 
 mod baselines;
-pub(crate) mod convert;
 pub(crate) mod memory;
 mod pairs;
 mod pypi;

@@ -7,10 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use farlight_onnx::{Limits, Model};
+use farlight_onnx::{Limits, Model, convert};
 
 use crate::bare::Bare;
-use crate::delta::convert;
 use crate::report::{Goal, Printer, Report};
 use crate::serving::Subject;
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use farlight_inference::simplify::unsupported;
 use farlight_inference::{Item, LoadError, Pipeline, State, Values, golden, profile};
 use farlight_release::blob;
-use farlight_release::manifest::{Lineage, Task};
+use farlight_release::manifest::{Lineage, Task, Variant};
 use farlight_training::data::Samples;
 use farlight_wire::ReleaseId;
 use farlight_wire::codes::Code;
@@ -65,6 +65,20 @@ struct Summary {
     golden_vectors: usize,
     drift_features: usize,
     deltas: Vec<Saved>,
+    variants: Vec<Made>,
+}
+
+/// Another file of the same model.
+#[derive(Debug, Serialize)]
+struct Made {
+    precision: String,
+    bytes: u64,
+}
+
+impl Made {
+    fn of(variant: &Variant) -> Self {
+        Self { precision: variant.precision.clone(), bytes: variant.blob.length }
+    }
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
@@ -118,11 +132,15 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let (made, saved) = delta::make(&args.base, &onnx)?;
     let deltas = made.iter().map(|made| made.delta.clone()).collect();
     let golden = blob::describe(&golden_bytes);
-    let manifest = recipe.manifest(release.clone(), model, deltas, golden, profile, lineage);
+    let others = others(&recipe, args, &onnx, &vectors)?;
+    let mut variants = vec![Variant::onnx("fp32", model, deltas)];
+    variants.extend(others.iter().map(|(variant, _)| variant.clone()));
+    let manifest = recipe.manifest(release.clone(), variants, golden, profile, lineage);
     manifest.check().map_err(|e| recipe_error(args, &e.to_string()))?;
     let bundle = Bundle::at(&args.out);
     let mut blobs = vec![&onnx[..], &golden_bytes];
     blobs.extend(made.iter().map(|made| &made.bytes[..]));
+    blobs.extend(others.iter().map(|(_, bytes)| &bytes[..]));
     bundle.write(&manifest, &blobs)?;
     let summary = Summary {
         release,
@@ -135,8 +153,41 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
         golden_vectors: vectors.len(),
         drift_features: features,
         deltas: saved,
+        variants: others.iter().map(|(variant, _)| Made::of(variant)).collect(),
     };
     context.answer(&summary, show)
+}
+
+/// The other files of the model, each held to the golden vectors of the first.
+fn others(
+    recipe: &Recipe,
+    args: &Args,
+    onnx: &[u8],
+    vectors: &[golden::Vector],
+) -> Result<Vec<(Variant, Vec<u8>)>, CliError> {
+    let folder = args.recipe.parent().unwrap_or(Path::new("."));
+    let release = ReleaseId::new(recipe.model.clone(), args.version.clone());
+    let mut all: Vec<(Variant, Vec<u8>)> = Vec::new();
+    for other in &recipe.variants {
+        let precision = other.precision.name();
+        let wrong = |why: String| {
+            let message =
+                format!("variant {precision}: {why}; mend its file, raise golden.tolerance or leave it out");
+            CliError::delivery(Exit::Failure, Code::ReleaseGate, message)
+        };
+        if all.iter().any(|(variant, _)| variant.precision == precision) {
+            return Err(recipe_error(args, &format!("variant {precision} is there twice")));
+        }
+        let bytes = other.onnx(folder, onnx)?;
+        runnable(args, &bytes)?;
+        let blob = blob::describe(&bytes);
+        let draft = recipe.draft(release.clone(), blob.clone());
+        let pipeline = Pipeline::load(&draft, &bytes).map_err(|error| wrong(error.to_string()))?;
+        golden::check(&pipeline, vectors, recipe.golden.tolerance, || {})
+            .map_err(|error| wrong(error.to_string()))?;
+        all.push((Variant::onnx(precision, blob, Vec::new()), bytes));
+    }
+    Ok(all)
 }
 
 struct Measured {
@@ -223,6 +274,8 @@ fn run_error(error: &dyn std::error::Error) -> CliError {
 
 fn show(summary: &Summary) -> String {
     let accuracy = summary.accuracy.map_or_else(|| "-".to_owned(), |accuracy| format!("{accuracy:.4}"));
+    let variant = |made: &Made| format!("\n{:<9} {} bytes", made.precision, made.bytes);
+    let variants: Vec<String> = summary.variants.iter().map(variant).collect();
     let deltas: Vec<String> = summary.deltas.iter().map(|saved| format!("\n{}", saved.line())).collect();
     format!(
         "release   {}\nbundle    {}\nmanifest  {}\nmodel     {} bytes\naccuracy  {accuracy} on {} samples\n\
@@ -235,6 +288,6 @@ fn show(summary: &Summary) -> String {
         summary.p95_us,
         summary.golden_vectors,
         summary.drift_features,
-        deltas.concat(),
+        variants.concat() + &deltas.concat(),
     )
 }

@@ -2,13 +2,14 @@
 //! names the evaluation data too, so that anybody can build the same release again.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use farlight_inference::simplify::{Simplify, simplify};
 use farlight_inference::{Item, Tensor, Values, golden, tensor};
+use farlight_onnx::{Limits, Model, convert};
 use farlight_release::manifest::{
-    BatchAxis, Blob, Budgets, Datatype, Delta, FORMAT, Lineage, Manifest, OnViolation, PostStep, PreStep,
-    Profile, Requires, Sampling, StateSpec, Task, TensorSpec, Variant,
+    BatchAxis, Blob, Budgets, Datatype, FORMAT, Lineage, Manifest, OnViolation, PostStep, PreStep, Profile,
+    Requires, Sampling, StateSpec, Task, TensorSpec, Variant,
 };
 use farlight_training::data::Samples;
 use farlight_wire::{ModelName, ReleaseId};
@@ -60,6 +61,9 @@ pub struct Recipe {
     pub requires: Requires,
     /// The golden vectors.
     pub golden: Golden,
+    /// Other files of the same model, of which each device takes the fastest whose golden vectors pass.
+    #[serde(default, rename = "variant")]
+    pub variants: Vec<OtherFile>,
     /// What the build refuses to go below.
     #[serde(default)]
     pub gate: Gate,
@@ -130,6 +134,55 @@ pub struct Input {
     /// Names of the channels (first axis), for the drift features.
     #[serde(default)]
     pub channels: Vec<String>,
+}
+
+/// Another file of the same model.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OtherFile {
+    /// Precision of its weights.
+    pub precision: Precision,
+    /// The file, below the recipe's folder; made of the model's weights when left out.
+    pub file: Option<PathBuf>,
+}
+
+/// Precision of weights, other than the model's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Half precision.
+    F16,
+    /// Integers of eight bits.
+    Int8,
+}
+
+impl Precision {
+    /// As the manifest has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl OtherFile {
+    /// Reads it from `folder`, or makes it of the model.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or the model has no such form.
+    pub fn onnx(&self, folder: &Path, model: &[u8]) -> Result<Vec<u8>, CliError> {
+        if let Some(file) = &self.file {
+            return files::read(&folder.join(file));
+        }
+        let wrong = |why: String| CliError::file(format!("recipe, variant {}: {why}", self.precision.name()));
+        let model = Model::parse(model, &Limits::default()).map_err(|error| wrong(error.to_string()))?;
+        let made = match self.precision {
+            Precision::F16 => convert::f16(&model),
+            Precision::Int8 => convert::int8(&model),
+        };
+        Ok(made.map_err(|error| wrong(error.to_string()))?.into_bytes())
+    }
 }
 
 /// How golden vectors are made.
@@ -231,8 +284,7 @@ impl Recipe {
     pub fn manifest(
         &self,
         release: ReleaseId,
-        variant: Blob,
-        deltas: Vec<Delta>,
+        variants: Vec<Variant>,
         golden: Blob,
         profile: Profile,
         lineage: Lineage,
@@ -256,12 +308,7 @@ impl Recipe {
             pre: self.pre.clone(),
             post: self.post.clone(),
             labels: self.labels.clone(),
-            variants: vec![Variant {
-                precision: "fp32".to_owned(),
-                format: "onnx".to_owned(),
-                blob: variant,
-                deltas,
-            }],
+            variants,
             golden,
             golden_tolerance: self.golden.tolerance,
             profile,
@@ -281,6 +328,7 @@ impl Recipe {
             class_counts: vec![0; self.labels.len()],
         };
         let lineage = Lineage { metrics: BTreeMap::new(), ..Lineage::default() };
-        self.manifest(release, variant.clone(), Vec::new(), variant, empty, lineage)
+        let only = Variant::onnx("fp32", variant.clone(), Vec::new());
+        self.manifest(release, vec![only], variant, empty, lineage)
     }
 }

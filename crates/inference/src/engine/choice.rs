@@ -21,6 +21,15 @@ pub enum Kind {
     OnnxRuntime,
 }
 
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Tract => "tract",
+            Self::OnnxRuntime => "onnxruntime",
+        })
+    }
+}
+
 /// ONNX Runtime as the board has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnnxRuntime {

@@ -9,8 +9,8 @@ use farlight_cloud::learning::recipe::{RECIPE, TrainingRecipe};
 use farlight_onnx::Model;
 use farlight_training::{Examples, Network, Samples, Settings, fit};
 
-use super::convert;
 use crate::report::Printer;
+use farlight_onnx::convert;
 
 /// An older and a newer file.
 #[derive(Debug)]

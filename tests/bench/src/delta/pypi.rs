@@ -8,8 +8,8 @@ use anyhow::Context;
 use farlight_onnx::{Limits, Model, tensor};
 use farlight_training::random::Random;
 
-use super::convert;
 use super::pairs::Pair;
+use farlight_onnx::convert;
 
 /// Steps of the fine-tuning that is imitated, and its learning rate: as one pass over some thousands of
 /// samples with Adam, whose steps are about as long as the learning rate whatever the gradient.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use farlight_agent::http::{Listeners, Service, Slow, router};
-use farlight_agent::models::{Keep, Loaded, Models, Scheduling};
+use farlight_agent::models::{How, Keep, Loaded, Models, Scheduling};
 use farlight_agent::recorder::{self, Plan};
 use farlight_agent::router::Router;
 use farlight_agent::runtime::Runtime;
@@ -20,7 +20,7 @@ use farlight_agent::threads::Threads;
 use farlight_agent::vitals::Vitals;
 use farlight_cloud::cli::release::recipe::Recipe;
 use farlight_device::pointer::Slot;
-use farlight_inference::Engines;
+use farlight_inference::{Engines, Kind};
 use farlight_onnx::{Limits, Model, tensor};
 use farlight_release::manifest::Manifest;
 use farlight_release::{Verified, blob, digest};
@@ -111,8 +111,9 @@ struct Release {
 
 impl Release {
     fn load(&self, scheduling: Scheduling) -> anyhow::Result<Arc<Loaded>> {
-        let loaded =
-            Loaded::new(self.slot.clone(), &self.manifest, &self.model, scheduling, &Engines::default());
+        let engines = Engines::default();
+        let how = How { scheduling, engine: Kind::Tract, engines: &engines, precision: "fp32" };
+        let loaded = Loaded::new(self.slot.clone(), &self.manifest, &self.model, how);
         Ok(Arc::new(loaded.context("load the model")?))
     }
 }

@@ -1,0 +1,297 @@
+//! What of a release runs on this device: which of its files, and with which engine. Each that may is tried by a
+//! self-test of its own before the release is first activated, and the fastest that passes is kept beside the release.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use farlight_device::update::Failure;
+use farlight_inference::{Engines, Kind};
+use farlight_release::manifest::{Manifest, Variant};
+use farlight_wire::codes::Code;
+use farlight_wire::report;
+use serde::{Deserialize, Serialize};
+
+use crate::durable::{self, Access};
+use crate::selftest::{self, Engine};
+
+/// Its file in the folder of a release.
+const FILE: &str = "choice.json";
+/// Largest such file: sixteen variants with two engines, each with a reason.
+const MAX_FILE: u64 = 64 * 1024;
+/// Longest reason that is kept and reported, characters.
+const MAX_REASON: usize = 300;
+/// One that comes later in the list must be faster by so much, so that noise does not decide for fewer bits.
+const CLEARLY: f64 = 0.95;
+
+/// A form of the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    Fp32,
+    /// Half precision.
+    F16,
+    /// Integers of eight bits.
+    Int8,
+}
+
+impl Precision {
+    /// As the manifest has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+/// What the device's owner has set; what is not set is chosen by measurement.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pins {
+    /// The engine.
+    pub engine: Option<Kind>,
+    /// The form of the weights, where the release has it.
+    pub precision: Option<Precision>,
+}
+
+impl Pins {
+    /// Files of a release that this device needs: the pinned one, or all of which one is to be chosen.
+    pub fn wanted(self, variants: &[Variant]) -> Vec<&Variant> {
+        let pinned = variants.iter().find(|variant| self.is(variant));
+        pinned.map_or_else(|| variants.iter().collect(), |pinned| vec![pinned])
+    }
+
+    fn is(self, variant: &Variant) -> bool {
+        self.precision.is_some_and(|precision| precision.name() == variant.precision)
+    }
+
+    /// What may be tried of a release whose files are in `folder`, in order of preference.
+    fn candidates<'a>(
+        self,
+        folder: &Path,
+        variants: &'a [Variant],
+        engines: &Engines,
+    ) -> Vec<(&'a Variant, Kind)> {
+        let kinds = match self.engine {
+            Some(kind) => vec![kind],
+            None if engines.trouble().is_none() => vec![Kind::Tract, Kind::OnnxRuntime],
+            None => vec![Kind::Tract],
+        };
+        let there =
+            self.wanted(variants).into_iter().filter(|variant| folder.join(&variant.blob.id).is_file());
+        there.flat_map(|variant| kinds.iter().map(move |kind| (variant, *kind))).collect()
+    }
+}
+
+/// What the device's owner has set for every model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Models that nothing else is said of.
+    pub default: Pins,
+    /// By model.
+    pub models: HashMap<String, Pins>,
+}
+
+impl Plan {
+    /// What is set for a model.
+    pub fn of(&self, model: &str) -> Pins {
+        self.models.get(model).copied().unwrap_or(self.default)
+    }
+}
+
+/// What was chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    /// Id of the file's blob.
+    variant: String,
+    /// The engine.
+    pub engine: Kind,
+    /// Everything that was tried.
+    tried: Vec<Tried>,
+}
+
+/// One that was tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Tried {
+    precision: String,
+    engine: String,
+    /// Shortest time of one inference, µs.
+    micros: Option<u64>,
+    /// Why it cannot be chosen.
+    why: String,
+}
+
+impl Choice {
+    /// What was chosen for the release in `folder`, if anything was.
+    pub fn read(folder: &Path) -> Option<Self> {
+        let bytes = durable::read_limited(&folder.join(FILE), MAX_FILE).ok()??;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    fn write(&self, folder: &Path) -> std::io::Result<()> {
+        durable::replace(&folder.join(FILE), &serde_json::to_vec(self)?, Access::Normal)
+    }
+
+    /// For the cloud.
+    pub fn report(&self, manifest: &Manifest) -> report::Choice {
+        let chosen = manifest.variants.iter().find(|variant| variant.blob.id == self.variant);
+        report::Choice {
+            release: manifest.release.clone(),
+            precision: chosen.map(|variant| variant.precision.clone()).unwrap_or_default(),
+            engine: self.engine.to_string(),
+            tried: self.tried.iter().map(Tried::report).collect(),
+        }
+    }
+}
+
+impl Tried {
+    fn report(&self) -> report::Tried {
+        let Self { precision, engine, micros, why } = self.clone();
+        report::Tried { precision, engine, micros, why }
+    }
+}
+
+/// The file to run of those of a release that are in `folder`: the pinned one, or what was chosen, or the first.
+pub fn file<'a>(folder: &Path, variants: &'a [Variant], pins: Pins) -> Option<&'a Variant> {
+    let there = |variant: &&Variant| folder.join(&variant.blob.id).is_file();
+    let pinned = || variants.iter().filter(there).find(|variant| pins.is(variant));
+    let chosen = || {
+        let choice = Choice::read(folder)?;
+        variants.iter().filter(there).find(|variant| variant.blob.id == choice.variant)
+    };
+    pinned().or_else(chosen).or_else(|| variants.iter().find(there)).or(variants.first())
+}
+
+/// How a release is tried.
+pub struct Trial {
+    /// The agent's own program.
+    pub program: PathBuf,
+    /// The folder of the release, named by its digest.
+    pub folder: PathBuf,
+    /// SHA-256 of its manifest.
+    pub digest: String,
+    /// Longest time of one self-test.
+    pub limit: Duration,
+    /// Time in which others are tried after the first one that passed.
+    pub within: Duration,
+    /// What is set.
+    pub pins: Pins,
+    /// The engines that are there.
+    pub engines: Engines,
+}
+
+impl Trial {
+    /// Runs the self-tests, and keeps what was chosen beside the release, durably.
+    ///
+    /// # Errors
+    /// What the first of them found, when none passes; `storage.failed`.
+    pub async fn run(&self, manifest: &Manifest) -> Result<Choice, Failure> {
+        let began = Instant::now();
+        let mut best: Option<(Choice, u64)> = None;
+        let (mut tried, mut first) = (Vec::new(), None);
+        let candidates = self.pins.candidates(&self.folder, &manifest.variants, &self.engines);
+        for (variant, kind) in &candidates {
+            let left = self.within.saturating_sub(began.elapsed());
+            let limit = match &best {
+                Some(_) if left.is_zero() => break,
+                Some(_) => left.min(self.limit),
+                None => self.limit,
+            };
+            let found = self.one(variant, *kind, limit).await;
+            let (micros, why) = match &found {
+                Ok(micros) => (Some(*micros), String::new()),
+                Err(failure) => (None, failure.message.chars().take(MAX_REASON).collect()),
+            };
+            let (precision, engine) = (variant.precision.clone(), kind.to_string());
+            tried.push(Tried { precision, engine, micros, why });
+            match (found, &best) {
+                (Err(failure), _) => first = first.or(Some(failure)),
+                (Ok(micros), Some((_, least))) if micros as f64 > *least as f64 * CLEARLY => {}
+                (Ok(micros), _) => {
+                    let variant = variant.blob.id.clone();
+                    best = Some((Choice { variant, engine: *kind, tried: Vec::new() }, micros));
+                }
+            }
+        }
+        let Some((mut choice, micros)) = best else {
+            let nothing = || Failure::new(Code::VerifyMismatch, "no file of the release is there".to_owned());
+            return Err(first.unwrap_or_else(nothing));
+        };
+        if candidates.len() > 1 {
+            let engine = choice.engine.to_string();
+            tracing::info!(release = %manifest.release, file = choice.variant, engine, micros, "chosen to run");
+        }
+        choice.tried = tried;
+        let failed =
+            |error: std::io::Error| Failure::new(Code::StorageFailed, format!("keep the choice: {error}"));
+        choice.write(&self.folder).map_err(failed)?;
+        Ok(choice)
+    }
+
+    /// The shortest time of one inference, µs.
+    async fn one(&self, variant: &Variant, kind: Kind, limit: Duration) -> Result<u64, Failure> {
+        let engine = Engine::new(kind, &self.engines).with_file(&variant.blob.id);
+        let outcome = selftest::run(&self.program, &self.folder, &self.digest, limit, &engine).await?;
+        // Where only one engine may run it, tract answers in place of one that cannot, and says so.
+        if self.pins.engine.is_none() && outcome.engine() != kind.to_string() {
+            return Err(Failure::new(Code::SelfTestLoad, outcome.refused().join("; ")));
+        }
+        Ok(outcome.micros())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use farlight_release::blob;
+
+    use super::*;
+
+    fn variant(precision: &str) -> Variant {
+        let blob = blob::describe(precision.as_bytes());
+        Variant { precision: precision.to_owned(), format: "onnx".to_owned(), blob, deltas: Vec::new() }
+    }
+
+    #[test]
+    fn the_pinned_file_comes_before_the_chosen_one_and_that_before_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let all = [variant("fp32"), variant("f16"), variant("int8")];
+        let name = |pins| file(folder, &all, pins).map(|variant| variant.precision.as_str());
+        let int8 = Pins { precision: Some(Precision::Int8), ..Pins::default() };
+        // Nothing is there: the first is missed.
+        assert_eq!(name(int8), Some("fp32"));
+        for variant in &all[1..] {
+            std::fs::write(folder.join(&variant.blob.id), b"").unwrap();
+        }
+        assert_eq!(name(Pins::default()), Some("f16"));
+        let choice = Choice { variant: all[2].blob.id.clone(), engine: Kind::Tract, tried: Vec::new() };
+        choice.write(folder).unwrap();
+        assert_eq!(Choice::read(folder), Some(choice));
+        assert_eq!(name(Pins::default()), Some("int8"));
+        assert_eq!(name(Pins { precision: Some(Precision::F16), ..Pins::default() }), Some("f16"));
+        // One that is not there cannot be run, whatever is pinned or was chosen.
+        std::fs::remove_file(folder.join(&all[2].blob.id)).unwrap();
+        assert_eq!(name(int8), Some("f16"));
+        std::fs::write(folder.join(FILE), b"{").unwrap();
+        assert_eq!(Choice::read(folder), None);
+    }
+
+    #[test]
+    fn only_what_may_run_is_fetched_and_tried() {
+        let folder = tempfile::tempdir().unwrap();
+        let all = [variant("fp32"), variant("int8")];
+        let names = |pins: Pins| pins.wanted(&all).iter().map(|v| v.precision.clone()).collect::<Vec<_>>();
+        let pin = |precision| Pins { precision: Some(precision), ..Pins::default() };
+        assert_eq!(names(Pins::default()), ["fp32", "int8"]);
+        assert_eq!(names(pin(Precision::Int8)), ["int8"]);
+        // The release has no such file.
+        assert_eq!(names(pin(Precision::F16)), ["fp32", "int8"]);
+        std::fs::write(folder.path().join(&all[1].blob.id), b"").unwrap();
+        let tract = Engines::default();
+        let tried = Pins::default().candidates(folder.path(), &all, &tract);
+        assert_eq!(tried.len(), 1);
+        assert_eq!((tried[0].0.precision.as_str(), tried[0].1), ("int8", Kind::Tract));
+    }
+}
