@@ -5,7 +5,8 @@
 use farlight_wire::case::{CaseKind, CaseTensor, CaseV1, TensorEncoding};
 use farlight_wire::desired::{Action, CommandV1, DesiredV1};
 use farlight_wire::report::{
-    ErrorReport, Event, Feedback, Inventory, Refusal, ReportV1, Running, Truth, UpdateReport, UpdateState,
+    Choice, ErrorReport, Event, Feedback, Inventory, Refusal, ReportV1, Running, Tried, Truth, UpdateReport,
+    UpdateState,
 };
 use farlight_wire::telemetry::{ModelWindowV1, VitalsV1, WindowV1};
 use farlight_wire::{Ack, Batch, Counts, Millis, Seq, Sketch, Stream, decode, encode};
@@ -133,6 +134,28 @@ fn feedback() {
     let report = |(n, truth)| (Seq(n), ReportV1 { at: Millis(n), event: Event::Feedback(feedback(truth)) });
     let records = (1..).zip(truths).map(report).collect();
     check(&Batch { epoch: 42, acked: Seq(0), prev: Seq(0), records }, include_str!("golden/feedback.hex"));
+}
+
+#[test]
+fn choice() {
+    let tried = |precision: &str, micros, why: &str| Tried {
+        precision: precision.into(),
+        engine: "tract".into(),
+        micros,
+        why: why.into(),
+    };
+    let choice = Choice {
+        release: "m/1.0.0".parse().unwrap(),
+        precision: "f16".into(),
+        engine: "tract".into(),
+        tried: vec![
+            tried("fp32", Some(200), ""),
+            tried("f16", Some(100), ""),
+            tried("int8", None, "differs"),
+        ],
+    };
+    let records = vec![(Seq(1), ReportV1 { at: Millis(1), event: Event::Choice(choice) })];
+    check(&Batch { epoch: 42, acked: Seq(0), prev: Seq(0), records }, include_str!("golden/choice.hex"));
 }
 
 #[test]
