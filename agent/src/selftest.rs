@@ -41,10 +41,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine of those that are there.
+    /// An engine of those that are there; tract in the place of one that is not.
     pub fn new(kind: Kind, engines: &Engines) -> Self {
-        let wanted = kind == Kind::OnnxRuntime && engines.trouble().is_none();
-        Self { kind, onnxruntime: engines.onnxruntime().filter(|_| wanted).cloned() }
+        if kind == Kind::Tract || engines.trouble().is_some() {
+            return Self::default();
+        }
+        Self { kind, onnxruntime: engines.onnxruntime().cloned() }
     }
 
     /// Reads the JSON.

@@ -60,8 +60,8 @@ async fn releases_are_tested_and_served_with_the_library_that_is_configured() {
         assert_eq!((&state["engine"], &state["provider"]), (&json!("onnxruntime"), &json!("cpu")), "{state}");
         assert_eq!(state["refused"], json!([]));
     }
-    let tested = log(&device).lines().filter(|line| line.contains("self-test passed")).map(str::to_owned);
-    let tested: Vec<String> = tested.collect();
+    let log = log(&device);
+    let tested: Vec<&str> = log.lines().filter(|line| line.contains("self-test passed")).collect();
     assert_eq!(tested.len(), 2);
     assert!(tested.iter().all(|line| line.contains("onnxruntime")), "{tested:?}");
 
@@ -71,17 +71,21 @@ async fn releases_are_tested_and_served_with_the_library_that_is_configured() {
     assert_eq!(config["backend"], "onnxruntime");
     assert_eq!(config["parameters"]["engine_provider"]["string_value"], "cpu");
     // Together and alone, also at once.
-    let one = vec![0.25_f32; 64];
-    let ask = |items: usize| json!({ "inputs": [{ "name": "x", "datatype": "FP32", "shape": [items, 1, 8, 8], "data": one.repeat(items) }] });
-    let alone = infer(&device, "digits", &ask(1)).await["outputs"][0]["data"].as_array().unwrap().clone();
-    assert_eq!(infer(&device, "digits", &ask(3)).await["outputs"][0]["data"], json!(alone.repeat(3)));
+    let image = vec![0.25_f32; 64];
+    let ask = |items: usize| {
+        let shape = [items, 1, 8, 8];
+        let input = json!({ "name": "x", "datatype": "FP32", "shape": shape, "data": image.repeat(items) });
+        json!({ "inputs": [input], "outputs": [{ "name": "label" }] })
+    };
+    let alone = infer(&device, "digits", &ask(1)).await["outputs"][0]["data"][0].clone();
+    assert_eq!(infer(&device, "digits", &ask(3)).await["outputs"][0]["data"], json!([alone, alone, alone]));
     let mut asked = tokio::task::JoinSet::new();
     for _ in 0..16 {
         let request = device.client().post("http://agent/v2/models/digits/infer").body(ask(1).to_string());
         asked.spawn(async move { request.send().await.unwrap().json::<Value>().await.unwrap() });
     }
     while let Some(answer) = asked.join_next().await {
-        assert_eq!(answer.unwrap()["outputs"][0]["data"], json!(alone));
+        assert_eq!(answer.unwrap()["outputs"][0]["data"], json!([alone]));
     }
 
     let types = Graph::types().unwrap();
