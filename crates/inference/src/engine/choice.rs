@@ -26,7 +26,7 @@ pub enum Kind {
 pub struct OnnxRuntime {
     /// Its library, `libonnxruntime.so`; absolute.
     pub library: PathBuf,
-    /// Execution providers in order of preference. Operators that one cannot run are run by those after it, or by ONNX
+    /// Execution providers in order of preference, at least one. Operators that one cannot run are run by those after it, or by ONNX
     /// Runtime's own code. `cpu` is that code alone; where it is not in the list, and no other can be had, tract runs
     /// the model.
     pub providers: Vec<Provider>,
@@ -71,6 +71,7 @@ impl Provider {
 
 /// How a graph is to be run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(not(feature = "onnxruntime"), expect(dead_code, reason = "tract needs neither workers nor threads"))]
 pub(crate) struct Wish {
     /// By which engine, if it can.
     pub(crate) kind: Kind,
