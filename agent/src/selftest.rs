@@ -18,6 +18,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 
 use crate::confine::{self, Drivers};
+use crate::engines::QUIET;
 use crate::slots;
 
 /// Address space beyond the manifest's memory budget that the process itself needs.
@@ -117,6 +118,7 @@ pub async fn run(
         .args(["--parent", &std::process::id().to_string()])
         .args(["--engine", &engine])
         .env_clear()
+        .env(QUIET.0, QUIET.1)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

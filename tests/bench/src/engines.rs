@@ -36,6 +36,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let seconds = if args.short { args.seconds / 10.0 } else { args.seconds };
     let turn = Duration::from_secs_f64(seconds / f64::from(ROUNDS));
+    if args.library.is_some() {
+        farlight_agent::engines::be_quiet()?;
+    }
     let engines = Engines::open(args.library.clone().map(|library| OnnxRuntime {
         library,
         providers: vec![Provider::cpu()],
