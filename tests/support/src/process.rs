@@ -32,7 +32,8 @@ pub fn onnxruntime_library() -> anyhow::Result<Option<PathBuf>> {
     let own = std::env::current_exe().context("find own program")?;
     // target/‹profile›/ and target/‹profile›/deps/.
     let targets = own.ancestors().skip(2).take(2);
-    let library = targets.map(|target| target.join("onnxruntime/libonnxruntime.so")).find(|path| path.is_file());
+    let library =
+        targets.map(|target| target.join("onnxruntime/libonnxruntime.so")).find(|path| path.is_file());
     let found = library.filter(|_| quiet);
     if found.is_none() && std::env::var_os("FARLIGHT_REQUIRE_TOOLS").is_some() {
         bail!("no ONNX Runtime: run tests/interop/onnxruntime-library, and set ORT_DISABLE_TELEMETRY=1");
