@@ -60,6 +60,11 @@ async fn releases_are_tested_and_served_with_the_library_that_is_configured() {
         assert_eq!((&state["engine"], &state["provider"]), (&json!("onnxruntime"), &json!("cpu")), "{state}");
         assert_eq!(state["refused"], json!([]));
     }
+    // The library reports to nobody, whatever the environment that the agent was started in.
+    let process = device.last_process().unwrap();
+    let environment = std::fs::read_to_string(format!("/proc/{process}/environ")).unwrap();
+    assert!(environment.split('\0').any(|variable| variable == "ORT_DISABLE_TELEMETRY=1"));
+
     let log = log(&device);
     let tested: Vec<&str> = log.lines().filter(|line| line.contains("self-test passed")).collect();
     assert_eq!(tested.len(), 2);
