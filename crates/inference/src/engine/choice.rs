@@ -71,7 +71,6 @@ impl Provider {
 
 /// How a graph is to be run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[cfg_attr(not(feature = "onnxruntime"), expect(dead_code, reason = "tract needs neither workers nor threads"))]
 pub(crate) struct Wish {
     /// By which engine, if it can.
     pub(crate) kind: Kind,
