@@ -7,6 +7,7 @@ pub mod clock;
 pub mod confine;
 pub mod delta;
 pub mod durable;
+pub mod engines;
 pub mod exit;
 pub mod fetch;
 pub mod http;

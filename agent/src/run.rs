@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use farlight_inference::Engines;
 use farlight_wire::report;
 use tokio::sync::{mpsc, watch};
 
@@ -29,7 +28,7 @@ use crate::transfer::Limits;
 use crate::trust::Trust;
 use crate::update::{Driver, Input, Parts};
 use crate::vitals::Vitals;
-use crate::{clock, durable, http, sources};
+use crate::{clock, durable, engines, http, sources};
 
 /// Inputs that may wait for the update driver.
 const INBOX: usize = 256;
@@ -161,7 +160,7 @@ pub async fn start(
             .context("start the recorder")?;
     let models = Arc::new(Models::new(
         settings.inference.plan(cores(settings)),
-        Engines::open(settings.inference.onnxruntime.open()),
+        engines::open(&settings.inference.onnxruntime)?,
         recording.recorder.clone(),
         runtime.clone(),
     ));

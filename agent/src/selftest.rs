@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::choice::Pins;
 use crate::confine::{self, Drivers};
+use crate::engines::QUIET;
 use crate::slots::{self, File};
 
 /// Address space beyond the manifest's memory budget that the process itself needs.
@@ -44,10 +45,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine of those that are there.
+    /// An engine of those that are there; tract in the place of one that is not.
     pub fn new(kind: Kind, engines: &Engines) -> Self {
-        let wanted = kind == Kind::OnnxRuntime && engines.trouble().is_none();
-        Self { kind, onnxruntime: engines.onnxruntime().filter(|_| wanted).cloned(), file: None }
+        if kind == Kind::Tract || engines.trouble().is_some() {
+            return Self::default();
+        }
+        Self { kind, onnxruntime: engines.onnxruntime().cloned(), file: None }
     }
 
     /// The same on one of the release's files.
@@ -136,6 +139,7 @@ pub async fn run(
         .args(["--parent", &std::process::id().to_string()])
         .args(["--engine", &engine])
         .env_clear()
+        .env(QUIET.0, QUIET.1)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::{Parser, Subcommand};
-use farlight_inference::{Engines, Options, Pipeline};
+use farlight_inference::{Options, Pipeline};
 use farlight_release::timestamp;
 use farlight_wire::ModelName;
 use farlight_wire::codes::{Again, Code};
@@ -18,7 +18,7 @@ use crate::exit::{ExitCode, Fatal};
 use crate::journal::Journal;
 use crate::settings::{self, Settings};
 use crate::slots::{Opened, Slots};
-use crate::{durable, identity, run, selftest, sources};
+use crate::{durable, engines, identity, run, selftest, sources};
 
 const DEFAULT_CONFIG: &str = "/etc/farlight/agent.toml";
 /// Largest answer of the local service that `status` reads.
@@ -129,7 +129,13 @@ pub fn execute(args: Args) -> Result<(), Fatal> {
             read(&args.config)?;
             print(&format!("{}: ok\n", args.config.display()))
         }
-        Command::Run => runtime()?.block_on(run::run(read(&args.config)?)),
+        Command::Run => {
+            let settings = read(&args.config)?;
+            if settings.inference.onnxruntime.open().is_some() {
+                engines::be_quiet()?;
+            }
+            runtime()?.block_on(run::run(settings))
+        }
         Command::Enrol { file } => {
             let settings = read(&args.config)?;
             let state_dir = settings.device.state_dir;
@@ -340,7 +346,7 @@ fn infer(settings: &Settings, file: &Path, model: Option<ModelName>) -> Result<(
     };
     let scheduling = settings.inference.plan(1).of(model.as_str());
     let options = Options { engine: slots.engine(&slot), threads: scheduling.threads, ..Options::default() };
-    let engines = Engines::open(settings.inference.onnxruntime.open());
+    let engines = engines::open(&settings.inference.onnxruntime)?;
     let mut worker = Pipeline::load_with(&whole.manifest, &whole.model, options, &engines)
         .and_then(|pipeline| pipeline.worker())
         .map_err(|e| fail(e.into(), "the release does not load"))?;

@@ -153,7 +153,8 @@ impl Device {
         )
         .unwrap();
         let plan = farlight_agent::settings::Inference::default().plan(1);
-        let models = Arc::new(Models::new(plan, Default::default(), recording.recorder.clone(), runtime.clone()));
+        let models =
+            Arc::new(Models::new(plan, Default::default(), recording.recorder.clone(), runtime.clone()));
         let limits = Limits {
             max_bytes_per_second: 0,
             stall: Duration::from_secs(1),

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use farlight_agent::{confine, selftest};
+use farlight_agent::confine;
+use farlight_agent::selftest::{self, Engine};
 use farlight_attacks::models::{self, Parts};
+use farlight_inference::{Engines, Kind, OnnxRuntime, Provider};
 use farlight_release::{blob, digest};
-use farlight_test_support::{Programs, until};
+use farlight_test_support::{Programs, onnxruntime_library, until};
 use farlight_wire::codes::Code;
 use serde_json::json;
 
@@ -39,9 +41,12 @@ fn slot(parts: &Parts) -> Slot {
 }
 
 async fn run(parts: &Parts, limit: Duration) -> Result<selftest::Outcome, Code> {
+    run_with(parts, limit, &Engine::default()).await
+}
+
+async fn run_with(parts: &Parts, limit: Duration, engine: &Engine) -> Result<selftest::Outcome, Code> {
     let (slot, agent) = (slot(parts), Programs::find().unwrap().agent);
-    let outcome =
-        selftest::run(&agent, slot.folder.path(), &slot.digest, limit, &selftest::Engine::default()).await;
+    let outcome = selftest::run(&agent, slot.folder.path(), &slot.digest, limit, engine).await;
     outcome.map_err(|failure| failure.code)
 }
 
@@ -55,6 +60,24 @@ async fn a_confined_child_passes_an_honest_model_and_refuses_a_hostile_one() {
         (models::endless(), Duration::from_secs(2), Code::SelfTestTimeout),
     ] {
         assert_eq!(run(&parts.unwrap(), limit).await.unwrap_err(), code);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_confined_child_does_the_same_with_the_library_of_the_board() {
+    let Some(library) = onnxruntime_library().unwrap() else { return };
+    let (providers, session_options) = (vec![Provider::cpu()], Default::default());
+    let engines = Engines::open(Some(OnnxRuntime { library, providers, session_options }));
+    let engine = Engine::new(Kind::OnnxRuntime, &engines);
+    let outcome = run_with(&models::honest(1.0).unwrap(), WAIT, &engine).await.unwrap();
+    assert_eq!(outcome.without(), [""; 0]);
+    assert_eq!(outcome.engine(), "onnxruntime");
+    for (parts, limit, code) in [
+        (models::greedy(), WAIT, Code::SelfTestMemory),
+        (models::nested(), WAIT, Code::ModelOverLimits),
+        (models::endless(), Duration::from_secs(2), Code::SelfTestTimeout),
+    ] {
+        assert_eq!(run_with(&parts.unwrap(), limit, &engine).await.unwrap_err(), code);
     }
 }
 

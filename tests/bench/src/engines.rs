@@ -1,29 +1,29 @@
 //! `bench engines`: the repository's two models as tract runs them, with weights in f32, f16 and int8, and as ONNX
-//! Runtime does, where a Python with it is named. One thread, one item.
+//! Runtime does, where its library is named. One thread, one item.
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use farlight_inference::simplify::fold::Plan;
+use farlight_inference::simplify::{Simplify, simplify};
+use farlight_inference::{Engines, Kind, OnnxRuntime, Provider, Tensor, Values};
 use farlight_onnx::{Limits, Model, convert};
 
 use crate::bare::Bare;
+use crate::client::closed;
 use crate::report::{Goal, Printer, Report};
 use crate::serving::Subject;
 
 /// Turns.
 const ROUNDS: u32 = 3;
-/// Prints the median of a run in µs; arguments: model, shape, seconds.
-const PROGRAM: &str = include_str!("engines/onnxruntime.py");
 
 /// Arguments of `bench engines`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A Python with numpy and onnxruntime, as tests/bench/fetch-peers makes it
-    #[arg(long, value_name = "PYTHON")]
-    onnxruntime: Option<PathBuf>,
+    /// ONNX Runtime's library, as tests/interop/onnxruntime-library fetches it
+    #[arg(long)]
+    library: Option<PathBuf>,
     /// Seconds for each form
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
@@ -35,6 +35,14 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let seconds = if args.short { args.seconds / 10.0 } else { args.seconds };
     let turn = Duration::from_secs_f64(seconds / f64::from(ROUNDS));
+    if args.library.is_some() {
+        farlight_agent::engines::be_quiet()?;
+    }
+    let engines = Engines::open(args.library.clone().map(|library| OnnxRuntime {
+        library,
+        providers: vec![Provider::cpu()],
+        session_options: Default::default(),
+    }));
     for name in ["watch-gestures", "digits"] {
         let subject = Subject::reference(name)?;
         let model = Model::parse(&subject.onnx, &Limits::default())?;
@@ -45,14 +53,16 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
         ];
         let bare = forms.each_ref().map(|(_, onnx)| Bare::load(onnx, subject.shape, &subject.input()));
         let mut taken = forms.each_ref().map(|_| crate::client::Taken::default());
-        let mut other = Vec::new();
+        let other = args.library.as_ref().map(|_| onnxruntime(&subject, &engines)).transpose()?;
+        let mut others = crate::client::Taken::default();
         for _ in 0..ROUNDS {
             for (bare, taken) in bare.iter().zip(&mut taken) {
                 let bare = bare.as_ref().map_err(|error| anyhow::anyhow!("{error:#}"))?;
                 taken.then(bare.run(1, turn)?);
             }
-            if let Some(python) = &args.onnxruntime {
-                other.push(onnxruntime(python, &subject, turn)?);
+            if let Some((plan, input)) = &other {
+                let run = |(): &mut ()| plan.run(input).map(drop).map_err(anyhow::Error::msg);
+                others.then(closed(1, turn, || Ok(()), run)?);
             }
         }
         let taken = taken.map(crate::client::Taken::sort);
@@ -62,28 +72,22 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
             let report = Report::new(&name, taken.permille(500), "µs", Some(first), Goal::default());
             printer.print(&report.detail(format!("median; {} bytes; the baseline is f32", onnx.len())))?;
         }
-        other.sort_by(f64::total_cmp);
-        if let Some(middle) = other.get(other.len() / 2) {
+        if other.is_some() {
             let name = format!("engines/{name}/onnxruntime");
-            let report = Report::new(&name, *middle, "µs", Some(first), Goal::default());
-            printer.print(&report.detail("median, called from Python; the baseline is tract with f32"))?;
+            let report = Report::new(&name, others.sort().permille(500), "µs", Some(first), Goal::default());
+            printer.print(&report.detail("median, in this process; the baseline is tract with f32"))?;
         }
     }
     Ok(())
 }
 
-fn onnxruntime(python: &Path, subject: &Subject, time: Duration) -> anyhow::Result<f64> {
-    let mut file = tempfile::NamedTempFile::new()?;
-    file.write_all(&subject.onnx)?;
-    let shape: Vec<String> = std::iter::once(&1).chain(subject.shape).map(ToString::to_string).collect();
-    let output = Command::new(python)
-        .args(["-c", PROGRAM])
-        .arg(file.path())
-        .arg(shape.join(","))
-        .arg(time.as_secs_f64().to_string())
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("start {}", python.display()))?;
-    ensure!(output.status.success(), "onnxruntime: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout)?.trim().parse().context("understand what Python printed")
+/// The model as ONNX Runtime runs it, with its input.
+fn onnxruntime(subject: &Subject, engines: &Engines) -> anyhow::Result<(Plan, [Tensor; 1])> {
+    let shape: Vec<usize> = std::iter::once(&1).chain(subject.shape).copied().collect();
+    let shapes = [("x".to_owned(), shape.clone())].into_iter().collect();
+    let simplified = simplify(&subject.onnx, &Simplify { shapes, ..Simplify::default() })?;
+    let plan = Plan::load_with(&simplified.onnx, Kind::OnnxRuntime, engines).map_err(anyhow::Error::msg)?;
+    ensure!(plan.refused().is_empty(), "{}", plan.refused().join("; "));
+    let input = Tensor::new(shape, Values::Fp32(subject.input())).context("the input has another shape")?;
+    Ok((plan, [input]))
 }

@@ -142,6 +142,8 @@ impl Device {
 
     fn configured(&self, mut command: Command) -> Command {
         command.arg("--config").arg(self.folder.join("agent.toml")).env("RUST_LOG", "info");
+        // The agent sees to that by itself.
+        command.env_remove("ORT_DISABLE_TELEMETRY");
         command
     }
 

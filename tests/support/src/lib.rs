@@ -15,7 +15,7 @@ pub use cloud::{Cloud, Operator};
 pub use device::{Answer, Device, DeviceOptions, InferFailure};
 pub use fleet::{Fleet, MODEL};
 pub use graphs::Graph;
-pub use process::{Programs, workspace_root};
+pub use process::{Programs, onnxruntime_library, workspace_root};
 pub use proxy::Proxy;
 pub use reqwest;
 

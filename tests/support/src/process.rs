@@ -22,6 +22,25 @@ pub fn workspace_root() -> PathBuf {
     here.parent().and_then(Path::parent).unwrap_or(here).to_path_buf()
 }
 
+/// The library of ONNX Runtime that `tests/interop/onnxruntime-library` fetched; `None` where it did not (the full test
+/// run does, and sets `FARLIGHT_REQUIRE_TOOLS`), and where `ORT_DISABLE_TELEMETRY` is not 1: no test is to send reports.
+///
+/// # Errors
+/// When it must be there and is not.
+pub fn onnxruntime_library() -> anyhow::Result<Option<PathBuf>> {
+    let quiet = std::env::var("ORT_DISABLE_TELEMETRY").is_ok_and(|value| value == "1");
+    let own = std::env::current_exe().context("find own program")?;
+    // target/‹profile›/ and target/‹profile›/deps/.
+    let targets = own.ancestors().skip(2).take(2);
+    let library =
+        targets.map(|target| target.join("onnxruntime/libonnxruntime.so")).find(|path| path.is_file());
+    let found = library.filter(|_| quiet);
+    if found.is_none() && std::env::var_os("FARLIGHT_REQUIRE_TOOLS").is_some() {
+        bail!("no ONNX Runtime: run tests/interop/onnxruntime-library, and set ORT_DISABLE_TELEMETRY=1");
+    }
+    Ok(found)
+}
+
 impl Programs {
     /// The programs beside the running one: `target/‹profile›/`, also from `target/‹profile›/deps/`.
     ///

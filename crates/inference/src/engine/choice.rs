@@ -35,7 +35,7 @@ impl std::fmt::Display for Kind {
 pub struct OnnxRuntime {
     /// Its library, `libonnxruntime.so`; absolute.
     pub library: PathBuf,
-    /// Execution providers in order of preference. Operators that one cannot run are run by those after it, or by ONNX
+    /// Execution providers in order of preference, at least one. Operators that one cannot run are run by those after it, or by ONNX
     /// Runtime's own code. `cpu` is that code alone; where it is not in the list, and no other can be had, tract runs
     /// the model.
     pub providers: Vec<Provider>,

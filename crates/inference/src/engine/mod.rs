@@ -7,7 +7,7 @@ mod kept;
 mod ort;
 pub(crate) mod tract;
 
-use farlight_onnx::{Limits, OnnxError};
+use farlight_onnx::OnnxError;
 use farlight_release::manifest::Datatype;
 
 use crate::tensor::Tensor;
@@ -70,14 +70,4 @@ pub(crate) trait Engine: Send + Sync {
     fn outputs(&self) -> &[Port];
     /// Runs it on one tensor for each input, in order.
     fn run(&self, inputs: &[&Tensor]) -> Result<Vec<Tensor>, EngineError>;
-}
-
-/// Loads a graph whose inputs have these names and shapes (batch included), in any order, with tract.
-pub(crate) fn load(
-    onnx: &[u8],
-    inputs: &[(&str, Vec<usize>)],
-    batch: Batch,
-) -> Result<Box<dyn Engine>, EngineError> {
-    farlight_onnx::check(onnx, &Limits::DEFAULT)?;
-    Ok(Box::new(tract::Tract::load(onnx, inputs, batch)?))
 }

@@ -63,23 +63,31 @@ impl Library {
             let onnx = shaped(onnx, inputs, batch)?;
             self.sessions(configuration, &onnx, wish, refused)
         });
-        let loaded = loaded.unwrap_or_else(|panic| Err(EngineError::Load(panic)));
-        loaded.inspect_err(|error| refused.push(format!("ONNX Runtime refuses the model: {error}"))).ok()
+        match loaded {
+            Ok(Ok(sessions)) => sessions,
+            Err(why) | Ok(Err(EngineError::Load(why))) => {
+                refused.push(format!("ONNX Runtime refuses the model: {why}"));
+                None
+            }
+            Ok(Err(error)) => {
+                refused.push(error.to_string());
+                None
+            }
+        }
     }
 
+    /// Sessions of the first provider that takes the graph, with those after it; `None` when none is left.
     fn sessions(
         &self,
         configuration: &OnnxRuntime,
         onnx: &[u8],
         wish: Wish,
         refused: &mut Vec<String>,
-    ) -> Result<Sessions, EngineError> {
+    ) -> Result<Option<Sessions>, EngineError> {
         let workers = wish.workers.max(1);
         let mut chain: Vec<&Provider> = configuration.providers.iter().collect();
         loop {
-            let Some(first) = chain.first() else {
-                return Err(EngineError::Load("no provider is left".to_owned()));
-            };
+            let Some(first) = chain.first() else { return Ok(None) };
             let alone = first.is_cpu();
             // A device works on one call at a time, whoever asks.
             let count = if alone { (SESSION_BYTES / onnx.len().max(1)).clamp(1, workers) } else { 1 };
@@ -88,7 +96,7 @@ impl Library {
             let used: Vec<&Provider> = used.copied().collect();
             let session = || self.session(&used, &configuration.session_options, threads.max(1), onnx);
             match (0..count).map(|_| session()).collect::<Result<Vec<_>, _>>() {
-                Ok(sessions) => return Sessions::new(sessions, first.short()),
+                Ok(sessions) => return Sessions::new(sessions, first.short()).map(Some),
                 Err((index, reason)) => {
                     let provider = chain.remove(index.min(chain.len().saturating_sub(1)));
                     refused.push(format!("provider {}: {reason}", provider.name));

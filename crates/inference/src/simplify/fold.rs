@@ -2,6 +2,7 @@
 //! graph run by the engine as it is, for the comparison with other engines.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use farlight_onnx::proto::{
     GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
@@ -10,8 +11,9 @@ use farlight_onnx::{Dim, Limits, Model, ValueShape};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::Factoid;
 
+use crate::engine::Engine;
+use crate::engine::choice::{Engines, Graph, Kind, Wish};
 use crate::engine::tract::{from_tract, guarded};
-use crate::engine::{self, Batch, Engine};
 use crate::tensor::Tensor as Plain;
 
 /// The results of `node` for constant `inputs`, in the order of its outputs that have a name. `None` when tract
@@ -75,14 +77,25 @@ pub(super) fn operators() -> HashSet<String> {
 
 /// A whole graph that the engine has loaded, to compare it with other engines.
 #[doc(hidden)]
-pub struct Plan(Box<dyn Engine>);
+pub struct Plan {
+    engine: Arc<dyn Engine>,
+    refused: Vec<String>,
+}
 
 impl Plan {
-    /// Loads a graph whose input shapes are fixed.
+    /// Loads a graph whose input shapes are fixed, with tract.
     ///
     /// # Errors
     /// The engine's reason, with the operator that it stumbled over.
     pub fn load(onnx: &[u8]) -> Result<Self, String> {
+        Self::load_with(onnx, Kind::Tract, &Engines::default())
+    }
+
+    /// As [`Plan::load`], with an engine that tract takes the place of when it cannot.
+    ///
+    /// # Errors
+    /// The engine's reason, with the operator that it stumbled over.
+    pub fn load_with(onnx: &[u8], kind: Kind, engines: &Engines) -> Result<Self, String> {
         let model = Model::parse(onnx, &Limits::DEFAULT).map_err(|e| e.to_string())?;
         let ports = model.inputs();
         let shape = |port: &ValueShape| {
@@ -96,7 +109,19 @@ impl Plan {
             .iter()
             .map(|port| Ok((port.name.as_str(), shape(port)?)))
             .collect::<Result<Vec<_>, String>>()?;
-        engine::load(onnx, &inputs, Batch::Fixed).map(Self).map_err(|e| e.to_string())
+        let (graph, wish) = (Graph { inputs, batches: false }, Wish { kind, workers: 1, threads: 1 });
+        let loaded = engines.load(onnx, &graph, wish).map_err(|e| e.to_string())?;
+        Ok(Self { engine: loaded.engine, refused: loaded.refused })
+    }
+
+    /// The engine that runs it, and the execution provider.
+    pub fn engine(&self) -> (&str, Option<&str>) {
+        (self.engine.name(), self.engine.provider())
+    }
+
+    /// What was wished for and could not be had.
+    pub fn refused(&self) -> &[String] {
+        &self.refused
     }
 
     /// Runs the graph; inputs and outputs in the order of the file.
@@ -104,7 +129,7 @@ impl Plan {
     /// # Errors
     /// The engine's reason.
     pub fn run(&self, inputs: &[Plain]) -> Result<Vec<Plain>, String> {
-        self.0.run(&inputs.iter().collect::<Vec<_>>()).map_err(|e| e.to_string())
+        self.engine.run(&inputs.iter().collect::<Vec<_>>()).map_err(|e| e.to_string())
     }
 }
 
