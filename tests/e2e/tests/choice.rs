@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use farlight_test_support::{Device, DeviceOptions, Fleet, MODEL, changed_recipe, until, workspace_root};
+use farlight_test_support::{
+    Device, DeviceOptions, Fleet, MODEL, changed_recipe, onnxruntime_library, until, workspace_root,
+};
 use serde_json::{Value, json};
 
 const WAIT: Duration = Duration::from_secs(60);
@@ -21,6 +23,36 @@ fn files(device: &Device, release: &Value) -> usize {
     let names =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.len() == 64).count() - 1
+}
+
+/// The choice that the cloud was told of.
+async fn reported(fleet: &Fleet, device: &str) -> Value {
+    let report = until("the choice is reported", WAIT, async || {
+        let shown = fleet.operator.run(&["device", "show", device]).await?;
+        let reports = shown["reports"].as_array().cloned().unwrap_or_default();
+        Ok(reports.into_iter().find(|report| report["kind"] == "choice"))
+    });
+    report.await.unwrap()["event"]["Choice"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_engine_that_the_board_has_is_tried() {
+    let Some(library) = onnxruntime_library().unwrap() else { return };
+    let fleet = Fleet::start().await.unwrap();
+    let extra = format!("[inference.onnxruntime]\nlibrary = {library:?}\n");
+    let options = DeviceOptions { extra, ..DeviceOptions::default() };
+    let mut device = fleet.device("gw-1", &options).await.unwrap();
+    fleet.publish("1.0.0").await.unwrap();
+    fleet.runs(&device, MODEL, "1.0.0").await.unwrap();
+    let choice = reported(&fleet, "gw-1").await;
+    let tried = choice["tried"].as_array().unwrap();
+    let engines: Vec<&str> = tried.iter().map(|tried| tried["engine"].as_str().unwrap()).collect();
+    assert_eq!(engines, ["tract", "onnxruntime"]);
+    assert!(tried.iter().all(|tried| tried["micros"].is_u64()), "{choice}");
+    assert_eq!(model(&device).await["engine"], choice["engine"]);
+    device.stop().await.unwrap();
+    device.start().await.unwrap();
+    assert_eq!(model(&device).await["engine"], choice["engine"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,14 +77,7 @@ async fn the_fastest_file_that_passes_is_run_and_another_can_be_named() {
     let (one, other) = (model(&measures).await, model(&pinned).await);
     assert_eq!(files(&measures, &one), 3);
     assert_eq!((&other["precision"], files(&pinned, &other)), (&json!("int8"), 1));
-    let choice = until("the choice is reported", WAIT, async || {
-        let shown = fleet.operator.run(&["device", "show", "gw-1"]).await?;
-        let reports = shown["reports"].as_array().cloned().unwrap_or_default();
-        Ok(reports.into_iter().find(|report| report["kind"] == "choice"))
-    })
-    .await
-    .unwrap()["event"]["Choice"]
-        .clone();
+    let choice = reported(&fleet, "gw-1").await;
     assert_eq!((&choice["precision"], &choice["engine"]), (&one["precision"], &json!("tract")), "{choice}");
     let tried = choice["tried"].as_array().unwrap();
     let fastest = tried.iter().min_by_key(|tried| tried["micros"].as_u64().unwrap()).unwrap();
