@@ -8,6 +8,8 @@ pub mod delta;
 pub mod durable;
 pub mod exit;
 pub mod fetch;
+#[cfg(feature = "grpc")]
+pub mod grpc;
 pub mod http;
 pub mod identity;
 pub mod journal;
@@ -16,6 +18,7 @@ pub mod loaded;
 pub mod logs;
 pub mod metrics;
 pub mod models;
+pub mod protocol;
 pub mod queue;
 pub mod recorder;
 pub mod router;
