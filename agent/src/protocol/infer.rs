@@ -55,6 +55,9 @@ pub(crate) async fn answer(
     let stream = stream.map(|stream| streams::Call { id: &stream.id, start: stream.start, end: stream.end });
     let priority = Priority::new(asked.priority);
     let batch = items.len();
+    if batch > 1 && stream.is_some() {
+        return Err(Refusal::wrong("a request of a sequence holds one item"));
+    }
     let mut predictions = Vec::with_capacity(batch);
     let (mut answered, mut stage) = (None, None);
     for (index, item) in items.into_iter().enumerate() {

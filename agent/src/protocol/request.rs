@@ -84,10 +84,6 @@ impl Asked {
         outputs: Vec<Output>,
         parameters: &impl Parameters,
     ) -> Result<Self, String> {
-        let stream = stream(parameters)?;
-        if items.len() > 1 && stream.is_some() {
-            return Err("a request of a sequence holds one item".to_owned());
-        }
         Ok(Self {
             id: id.filter(|id| !id.is_empty()),
             items,
@@ -96,7 +92,7 @@ impl Asked {
             priority: parameters.number("priority")?.unwrap_or(0).try_into().unwrap_or(u32::MAX),
             // Microseconds; 0 is the model's own.
             timeout: parameters.number("timeout")?.filter(|micros| *micros > 0).map(Duration::from_micros),
-            stream,
+            stream: stream(parameters)?,
         })
     }
 }
