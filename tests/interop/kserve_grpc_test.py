@@ -1,6 +1,7 @@
 """kserve's client for the v2 protocol over gRPC against a running agent: FARLIGHT_GRPC is its address."""
 
 import asyncio
+import logging
 import os
 
 import grpc
@@ -10,6 +11,8 @@ from kserve.inference_client import InferenceGRPCClient
 from kserve.protocol.infer_type import RequestedOutput
 
 MODEL = "watch-gestures"
+# It logs each refusal with a traceback; those here are meant.
+logging.getLogger("kserve").setLevel(logging.CRITICAL)
 
 
 async def health(client):

@@ -11,11 +11,12 @@ use farlight_agent::grpc::proto::model_infer_request::{InferInputTensor, InferRe
 use farlight_agent::grpc::proto::*;
 use farlight_test_support::{Device, DeviceOptions, Fleet, Graph, MODEL, until};
 use futures_util::{StreamExt, stream};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tonic::client::Grpc;
+use tonic::client::{Grpc, GrpcService};
 use tonic::codec::{Codec, EncodeBuf, Encoder};
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -38,6 +39,17 @@ impl Client {
         format!("/inference.GRPCInferenceService/{method}").parse().unwrap()
     }
 
+    fn grpc(
+        &self,
+    ) -> Grpc<impl GrpcService<tonic::body::Body, ResponseBody = Incoming, Future: Send> + use<>> {
+        let sender = self.0.clone();
+        Grpc::new(tower::service_fn(move |mut request: hyper::Request<tonic::body::Body>| {
+            let uri = format!("http://agent{}", request.uri().path());
+            *request.uri_mut() = uri.parse().unwrap();
+            sender.clone().send_request(request)
+        }))
+    }
+
     /// Calls a method by its name.
     async fn call<C>(
         &self,
@@ -50,13 +62,7 @@ impl Client {
         C::Encode: Sync,
         C::Decode: Sync,
     {
-        let sender = self.0.clone();
-        let service = tower::service_fn(move |mut request: hyper::Request<tonic::body::Body>| {
-            let uri = format!("http://agent{}", request.uri().path());
-            *request.uri_mut() = uri.parse().unwrap();
-            sender.clone().send_request(request)
-        });
-        Grpc::new(service).unary(request, Self::path(method), codec).await
+        self.grpc().unary(request, Self::path(method), codec).await
     }
 
     async fn ask<T, U>(&self, method: &str, message: T) -> Result<U, Status>
@@ -75,18 +81,12 @@ impl Client {
         &self,
         requests: mpsc::Receiver<ModelInferRequest>,
     ) -> Streaming<ModelStreamInferResponse> {
-        let sender = self.0.clone();
-        let service = tower::service_fn(move |mut request: hyper::Request<tonic::body::Body>| {
-            let uri = format!("http://agent{}", request.uri().path());
-            *request.uri_mut() = uri.parse().unwrap();
-            sender.clone().send_request(request)
-        });
         let requests =
             stream::unfold(requests, async |mut requests| Some((requests.recv().await?, requests)));
         let codec = Wire::<ModelInferRequest, ModelStreamInferResponse>::default();
-        let answers =
-            Grpc::new(service).streaming(Request::new(requests), Self::path("ModelStreamInfer"), codec);
-        answers.await.unwrap().into_inner()
+        let mut grpc = self.grpc();
+        let answers = grpc.streaming(Request::new(requests), Self::path("ModelStreamInfer"), codec).await;
+        answers.unwrap().into_inner()
     }
 }
 
@@ -350,6 +350,13 @@ async fn waiting(device: &Device) -> anyhow::Result<u64> {
     Ok(line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0))
 }
 
+/// How often the slow model ran.
+async fn executions(client: &Client) -> u64 {
+    let asked = ModelStatisticsRequest { name: "slow".to_owned(), version: String::new() };
+    let all: ModelStatisticsResponse = client.ask("ModelStatistics", asked).await.unwrap();
+    all.model_stats[0].execution_count
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_finds_no_place_is_told_when_to_come_again_and_who_leaves_makes_room() {
     let (fleet, device) = begun("").await;
@@ -362,6 +369,7 @@ async fn who_finds_no_place_is_told_when_to_come_again_and_who_leaves_makes_room
     };
     // One runs, one waits; more are turned away. The one that waits goes, and its place is free before the first is done.
     until("a place becomes free by leaving", WAIT, async || {
+        let before = executions(&client).await;
         let (runs, waits) = (start(), start());
         let full = until("one waits", WAIT, async || {
             let done = runs.is_finished() || waits.is_finished();
@@ -373,13 +381,21 @@ async fn who_finds_no_place_is_told_when_to_come_again_and_who_leaves_makes_room
             waits.abort();
             let left = until("it leaves", WAIT, async || Ok((waiting(&device).await? == 0).then_some(())));
             left.await?;
-            let running = !runs.is_finished();
-            // Where the machine stood still, the first may have been done before: then once more.
+            // The client's own deadline counts: nobody else asks for less than a minute.
+            let mut hurried = Request::new(one());
+            hurried.set_timeout(Duration::from_millis(1));
+            let codec = Wire::<ModelInferRequest, ModelInferResponse>::default();
+            let late = client.call("ModelInfer", codec, hurried).await;
+            let running = !runs.is_finished() && executions(&client).await == before;
+            // Where the second came first, or the machine stood still, one was done before: then once more.
             if let (Err(status), true) = (refused, running) {
                 assert_eq!(status.code(), Code::Unavailable, "{status:?}");
                 assert!(status.message().contains("busy"), "{status:?}");
                 let seconds = status.metadata().get("retry-after").unwrap().to_str().unwrap().parse::<u64>();
                 assert!(seconds.unwrap() >= 1);
+                let late = late.unwrap_err();
+                assert!(late.message().contains("deadline"), "{late:?}");
+                assert!(matches!(late.code(), Code::DeadlineExceeded | Code::Unavailable), "{late:?}");
                 freed = Some(());
             }
         }
