@@ -18,7 +18,7 @@ mod service;
 mod tests;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -104,7 +104,8 @@ impl Listener {
             // A connection is read by the event loop of the thread that it is given to.
             match accepted.and_then(|(stream, _)| stream.into_std()) {
                 Ok(stream) => {
-                    let serving = connection(stream, methods.clone(), Arc::clone(&threads), shutdown.clone());
+                    let serving =
+                        connection(stream, methods.clone(), Arc::downgrade(&threads), shutdown.clone());
                     threads.spawn(async move {
                         if let Err(error) = serving.await {
                             tracing::debug!(%error, "a gRPC connection ended");
@@ -128,7 +129,7 @@ impl Listener {
 async fn connection(
     stream: std::net::TcpStream,
     methods: GrpcInferenceServiceServer<Methods>,
-    threads: Arc<Threads>,
+    threads: Weak<Threads>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), BoxError> {
     let stream = TcpStream::from_std(stream)?;
@@ -158,16 +159,19 @@ async fn connection(
     Ok(serving.await?)
 }
 
-/// Runs the requests of a connection on all threads in turns: clients of gRPC have one connection for all that they do.
+/// Runs the requests of a connection on all threads in turns: clients of gRPC have one connection for all that they do. It
+/// runs on one of them itself, so that it must not keep them alive.
 #[derive(Clone)]
-struct Requests(Arc<Threads>);
+struct Requests(Weak<Threads>);
 
 impl<F> hyper::rt::Executor<F> for Requests
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, request: F) {
-        self.0.spawn(request);
+        if let Some(threads) = self.0.upgrade() {
+            threads.spawn(request);
+        }
     }
 }
 
