@@ -10,6 +10,8 @@ pub mod durable;
 pub mod engines;
 pub mod exit;
 pub mod fetch;
+#[cfg(feature = "grpc")]
+pub mod grpc;
 pub mod http;
 pub mod identity;
 pub mod journal;
@@ -18,6 +20,7 @@ pub mod loaded;
 pub mod logs;
 pub mod metrics;
 pub mod models;
+pub mod protocol;
 pub mod queue;
 pub mod recorder;
 pub mod router;

@@ -55,12 +55,12 @@ pub enum InferError {
     #[error("model {0:?} is switched off by the configuration")]
     Off(String),
     /// Too many requests wait, or one waited too long.
-    #[error("model {model:?} is busy: {why}")]
+    #[error("model {model:?} is busy: {}", why.why())]
     Busy {
         /// The model.
         model: String,
-        /// Queue full or deadline passed.
-        why: &'static str,
+        /// What there was no place or no time for.
+        why: Refused,
         /// When to try again.
         retry_after: Duration,
     },
@@ -272,7 +272,7 @@ impl Models {
         }
         let policy = loaded.policy();
         let deadline = ask.arrived + ask.timeout.map_or(policy.deadline, |own| own.min(policy.deadline));
-        let refused = |why: &'static str| {
+        let refused = |why: Refused| {
             loaded.metrics.failed(Reason::Busy, ask.arrived.elapsed());
             self.recorder.see(Seen::rejected(Arc::clone(&loaded)));
             InferError::Busy { model: name.to_owned(), why, retry_after: loaded.retry_after() }
@@ -286,10 +286,10 @@ impl Models {
             Some(place) => Turn::Run(place, work),
             None => {
                 let turn = loaded.queue.turn(work, ask.priority, deadline).await;
-                match turn.map_err(|why| refused(why.why()))? {
+                match turn.map_err(refused)? {
                     // An answer that comes too late is worth nothing, and takes its place from one that does not.
                     Turn::Run(..) if loaded.queue.is_late(deadline) => {
-                        return Err(refused(Refused::Late.why()));
+                        return Err(refused(Refused::Late));
                     }
                     turn => turn,
                 }
@@ -311,16 +311,16 @@ impl Models {
         loaded: &Loaded,
         call: &streams::Call<'_>,
         deadline: Instant,
-        refused: impl Fn(&'static str) -> InferError,
+        refused: impl Fn(Refused) -> InferError,
     ) -> Result<tokio::sync::OwnedMutexGuard<State>, InferError> {
         let name = loaded.slot.release.model.as_str();
         if !loaded.has_state() {
             return Err(InferError::Stateless(name.to_owned()));
         }
         let shared = loaded.streams.open(call, || loaded.state(), Instant::now());
-        let shared = shared.ok_or_else(|| refused("too many streams are open, or an id is too long"))?;
+        let shared = shared.ok_or_else(|| refused(Refused::Streams))?;
         let locked = tokio::time::timeout_at(deadline.into(), shared.lock_owned()).await;
-        locked.map_err(|_| refused(Refused::Late.why()))
+        locked.map_err(|_| refused(Refused::Late))
     }
 
     /// Tells everybody who wants to know how it went.

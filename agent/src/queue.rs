@@ -50,6 +50,10 @@ pub enum Refused {
     Hopeless,
     /// Its deadline passed while it waited.
     Late,
+    /// It would begin a stream that there is no room for.
+    Streams,
+    /// It went through a route of which no stage answered.
+    Stages,
 }
 
 impl Refused {
@@ -59,6 +63,8 @@ impl Refused {
             Self::Full => "its queue is full",
             Self::Hopeless => "its queue is too long for the deadline",
             Self::Late => "the deadline passed while the request waited",
+            Self::Streams => "too many streams are open, or an id is too long",
+            Self::Stages => "no stage of its route answered",
         }
     }
 }

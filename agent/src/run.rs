@@ -10,11 +10,12 @@ use tokio::sync::{mpsc, watch};
 use crate::clock::Zone;
 use crate::exit::{ExitCode, Fatal};
 use crate::fetch::Repository;
-use crate::http::{Listeners, Service, Slow};
+use crate::http::Listeners;
 use crate::identity::{self, Identity};
 use crate::journal::Journal;
 use crate::link::Link;
 use crate::models::Models;
+use crate::protocol::{Service, Slow};
 use crate::recorder::{self, Healths, Plan};
 use crate::router::Router;
 use crate::runtime::Runtime;
@@ -47,6 +48,8 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         .map_err(|e| Fatal::new(ExitCode::Resource, e, unusable))?;
     let _lock = lock(&state_dir)?;
     let listeners = Listeners::bind(&settings.http).await?;
+    #[cfg(feature = "grpc")]
+    let calls = crate::grpc::Listener::bind(&settings.http).await?;
     let admin = Listeners::bind_admin(&settings.device.admin_socket())?;
     let identity = identify(&settings).await?;
 
@@ -75,6 +78,10 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
     let address = listeners.address();
     let administering =
         tokio::spawn(admin.serve(http::admin(service.clone()), Arc::clone(&threads), shutdown.clone()));
+    #[cfg(feature = "grpc")]
+    let calling = tokio::spawn(calls.serve(service.clone(), Arc::clone(&threads), shutdown.clone()));
+    #[cfg(not(feature = "grpc"))]
+    let calling = std::future::ready(());
     let serving =
         tokio::spawn(listeners.serve(http::router(service), Arc::clone(&threads), shutdown.clone()));
     let linking = tokio::spawn(link.run());
@@ -94,7 +101,7 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         watchdog.abort();
     }
     let ended = async {
-        let _ = tokio::join!(serving, administering, driving, linking);
+        let _ = tokio::join!(serving, calling, administering, driving, linking);
     };
     if tokio::time::timeout(Duration::from_secs(10), ended).await.is_err() {
         tracing::warn!("some tasks did not end in time");

@@ -73,6 +73,8 @@ pub struct Http {
     pub listen: String,
     /// Unix socket; none when empty.
     pub socket: PathBuf,
+    /// TCP address of the gRPC form; none when empty.
+    pub grpc_listen: String,
     /// Largest request body in bytes.
     pub max_body_bytes: usize,
     /// Whether clients may take models out of memory and bring them back.
@@ -153,6 +155,7 @@ impl Default for Http {
         Self {
             listen: "127.0.0.1:8800".into(),
             socket: PathBuf::new(),
+            grpc_listen: String::new(),
             max_body_bytes: 16 * 1024 * 1024,
             model_control: false,
             slow_ms: 1_000,
@@ -253,6 +256,17 @@ impl Settings {
             self.http.listen.is_empty() || self.http.listen.parse::<SocketAddr>().is_ok(),
             format!("http.listen: {:?} is not ADDRESS:PORT, for example 127.0.0.1:8800", self.http.listen),
         );
+        check(
+            self.http.grpc_listen.is_empty() || self.http.grpc_listen.parse::<SocketAddr>().is_ok(),
+            format!(
+                "http.grpc_listen: {:?} is not ADDRESS:PORT, for example 127.0.0.1:9000",
+                self.http.grpc_listen
+            ),
+        );
+        check(
+            self.http.grpc_listen.is_empty() || cfg!(feature = "grpc"),
+            "http.grpc_listen: this agent was built without gRPC".into(),
+        );
         self.inference.check(&mut check);
         let mut range = |key: &str, value: u64, low: u64, high: u64| {
             if !(low..=high).contains(&value) {
@@ -320,6 +334,7 @@ mod tests {
             "labels",
             "listen",
             "socket",
+            "grpc_listen",
             "max_body_bytes",
             "engine",
             "library",
@@ -362,10 +377,11 @@ mod tests {
     fn every_problem_is_reported_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent.toml");
-        std::fs::write(&path, "[http]\nlisten = \"nope\"\n[telemetry]\nwindow_seconds = 0\n[inference]\nengine = \"onnxruntime\"\n[update]\ntime_zone = \"Mars/Olympus\"\nmirrors = [\"ftp://x\"]\n").unwrap();
+        std::fs::write(&path, "[http]\nlisten = \"nope\"\ngrpc_listen = \"9000\"\n[telemetry]\nwindow_seconds = 0\n[inference]\nengine = \"onnxruntime\"\n[update]\ntime_zone = \"Mars/Olympus\"\nmirrors = [\"ftp://x\"]\n").unwrap();
         let text = Settings::read(&path).unwrap_err().to_string();
         for key in [
             "http.listen",
+            "http.grpc_listen",
             "inference.engine",
             "telemetry.window_seconds",
             "update.time_zone",

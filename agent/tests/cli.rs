@@ -73,6 +73,11 @@ fn a_port_that_is_taken_is_named() {
     let config =
         write(dir.path(), &format!("[device]\nstate_dir = {state:?}\n[http]\nlisten = \"{address}\"\n"));
     refused(&agent(&config, &["run"]), 5, &[&address.to_string(), "http.listen"]);
+    let grpc = format!(
+        "[device]\nstate_dir = {state:?}\n[http]\nlisten = \"127.0.0.1:0\"\ngrpc_listen = \"{address}\"\n"
+    );
+    let config = write(dir.path(), &grpc);
+    refused(&agent(&config, &["run"]), 5, &[&address.to_string(), "http.grpc_listen"]);
     let file = dir.path().join("file");
     std::fs::write(&file, "").unwrap();
     let config = write(dir.path(), &format!("[device]\nstate_dir = {:?}\n", file.join("below")));

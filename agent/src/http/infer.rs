@@ -5,15 +5,13 @@ use std::time::Instant;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
-use serde_json::Map;
 
 use super::extract::{Body, Path};
-use super::{Service, refuse, refuse_inference, request, response};
-use crate::models::Ask;
-use crate::queue::Priority;
-use crate::streams::Call;
+use super::{Service, refuse, request, response};
+use crate::protocol::Refusal;
+use crate::protocol::infer::{Call, answer};
 
 /// Asks the active release.
 pub(super) async fn model(
@@ -45,9 +43,8 @@ async fn infer(
     let arrived = Instant::now();
     let door = match service.router.door(model, version) {
         Ok(door) => door,
-        Err(error) => return refuse_inference(&error),
+        Err(error) => return Refusal::from(error).into_response(),
     };
-    let manifest = &door.loaded.manifest;
     let bad = |message: String| refuse(StatusCode::BAD_REQUEST, message);
     let plain;
     let body = match headers.get("content-encoding").map(|v| v.as_bytes()) {
@@ -64,49 +61,18 @@ async fn infer(
         Ok(length) => length,
         Err(message) => return bad(message),
     };
-    let mut asked = match request::parse(manifest, body, header_len) {
+    let asked = match request::parse(&door.loaded.manifest, body, header_len) {
         Ok(asked) => asked,
         Err(message) => return bad(message),
     };
-    let id = asked.id.clone().unwrap_or_else(|| format!("{:016x}", rand::random::<u64>()));
-    let items = std::mem::take(&mut asked.items);
-    let batch = items.len();
-    if batch > 1 && asked.stream.is_some() {
-        return bad("a request of a sequence holds one item".to_owned());
-    }
-    let stream = asked.stream.as_ref();
-    let stream = stream.map(|stream| Call { id: &stream.id, start: stream.start, end: stream.end });
-    let priority = Priority::new(asked.priority);
     let trace = headers.get("traceparent").and_then(|value| value.to_str().ok());
-    let answer = async |item, id: &str| {
-        let ask = Ask { id, arrived, priority, timeout: asked.timeout, stream, trace };
-        service.router.infer(&door, item, &ask).await
-    };
-    let mut predictions = Vec::with_capacity(batch);
-    let (mut answered, mut stage) = (None, None);
-    for (index, item) in items.into_iter().enumerate() {
-        let answer = match batch {
-            1 => answer(item, &id).await,
-            _ => answer(item, &format!("{id}#{index}")).await,
-        };
-        match answer {
-            Ok(answer) => {
-                service.slow.look(model, &id, trace, arrived.elapsed(), &answer.timing);
-                predictions.push(answer.prediction);
-                (answered, stage) = (Some(answer.loaded), answer.stage);
-            }
-            Err(error) => return refuse_inference(&error),
+    match answer(service, &door, Call { model, arrived, trace }, asked).await {
+        Ok(answer) => {
+            let accepted = headers.get("accept-encoding").and_then(|value| value.to_str().ok());
+            response::build(model, answer, accepted.is_some_and(takes_gzip)).unwrap_or_else(bad)
         }
+        Err(refusal) => refusal.into_response(),
     }
-    let gzip = headers.get("accept-encoding").and_then(|value| value.to_str().ok()).is_some_and(takes_gzip);
-    let mut parameters = Map::new();
-    if let Some(stage) = stage {
-        parameters.insert("stage".to_owned(), stage.into());
-    }
-    // Several items of one request may be answered by several stages: the last one is named.
-    let manifest = answered.as_ref().map_or(manifest, |loaded| &loaded.manifest);
-    let frame = response::Frame { model, manifest, gzip, parameters };
-    response::build(frame, &asked, predictions).unwrap_or_else(bad)
 }
 
 fn header_length(headers: &HeaderMap) -> Result<Option<usize>, String> {

@@ -14,9 +14,9 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::Service;
-use super::metadata::{version_of, versions};
 use crate::metrics::{Reason, Stage};
 use crate::models::{Loaded, Models};
+use crate::protocol::metadata::{version_of, versions};
 use crate::router::Router;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

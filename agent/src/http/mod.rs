@@ -1,6 +1,5 @@
 //! The inference service over TCP and a Unix socket. This router is the table of contents of its API.
 
-pub(crate) mod binary;
 pub(crate) mod data;
 mod extract;
 mod feedback;
@@ -12,9 +11,6 @@ mod metrics;
 mod repository;
 mod request;
 mod response;
-mod slow;
-
-use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
@@ -23,39 +19,11 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use serde_json::json;
-use tokio::sync::mpsc;
 
-use crate::models::{InferError, Models};
-use crate::runtime::Runtime;
-use crate::status::Status;
-use crate::update::Input;
-
-/// What handlers see.
-#[derive(Clone)]
-pub struct Service {
-    /// The model table.
-    pub models: Arc<Models>,
-    /// What answers requests for a name.
-    pub router: Arc<crate::router::Router>,
-    /// What the agent says of itself.
-    pub status: Arc<Status>,
-    /// Largest request body in bytes, also after decompression.
-    pub max_body_bytes: usize,
-    /// What a configuration release changes.
-    pub runtime: Runtime,
-    /// Says which requests were slow.
-    pub slow: Arc<Slow>,
-    /// Whether metrics are there under the names of Triton, too.
-    pub triton_metrics: bool,
-    /// Whether clients may load and unload models.
-    pub model_control: bool,
-    /// The update driver's inbox.
-    pub updates: mpsc::Sender<Input>,
-}
+use crate::protocol::{Kind, Refusal, Service};
 
 pub use listeners::Listeners;
 pub(crate) use response::elements;
-pub use slow::Slow;
 
 /// All routes.
 pub fn router(service: Service) -> Router {
@@ -112,26 +80,22 @@ fn refuse(status: StatusCode, message: impl std::fmt::Display) -> Response {
     (status, Json(json!({ "error": message.to_string() }))).into_response()
 }
 
-fn refuse_inference(error: &InferError) -> Response {
-    use farlight_inference::RunError;
-    let status = match error {
-        InferError::Unknown(_) => StatusCode::NOT_FOUND,
-        InferError::Busy { .. } | InferError::Off(_) | InferError::Remote(_) => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
-        InferError::Stateless(_)
-        | InferError::Run(RunError::Length { .. } | RunError::Inputs(_) | RunError::Contract { .. }) => {
-            StatusCode::BAD_REQUEST
-        }
-        InferError::Run(RunError::Engine(_)) => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    let mut response = refuse(status, error);
-    if status == StatusCode::SERVICE_UNAVAILABLE {
-        let seconds = match error {
-            InferError::Busy { retry_after, .. } => retry_after.as_secs_f64().ceil() as u64,
-            _ => 1,
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let (status, retry_after) = match self.kind {
+            Kind::Wrong => (StatusCode::BAD_REQUEST, None),
+            Kind::Unknown => (StatusCode::NOT_FOUND, None),
+            Kind::Forbidden => (StatusCode::FORBIDDEN, None),
+            Kind::Unavailable { retry_after } | Kind::Late { retry_after } => {
+                (StatusCode::SERVICE_UNAVAILABLE, Some(retry_after))
+            }
+            Kind::Engine => (StatusCode::INTERNAL_SERVER_ERROR, None),
         };
-        response.headers_mut().insert("retry-after", seconds.max(1).into());
+        let mut response = refuse(status, self.message);
+        if let Some(after) = retry_after {
+            let seconds = after.as_secs_f64().ceil() as u64;
+            response.headers_mut().insert("retry-after", seconds.max(1).into());
+        }
+        response
     }
-    response
 }

@@ -1,22 +1,15 @@
-//! The model repository extension: what is installed, and taking models in and out of memory. What may be
-//! installed at all is decided by signed assignments alone.
-
-use std::sync::Arc;
+//! The model repository extension over HTTP.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use farlight_wire::ModelName;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::oneshot;
 
 use super::extract::{Body, Object, Path};
-use super::metadata::{version_of, versions};
 use super::{Service, refuse};
-use crate::models::Loaded;
-use crate::update::{Input, Local};
+use crate::protocol::{Refusal, repository};
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -36,23 +29,10 @@ fn read(body: &[u8]) -> Result<Wanted, Box<Response>> {
 
 /// `POST /v2/repository/index`.
 pub(super) async fn index(State(service): State<Service>, Body(body): Body) -> Response {
-    let wanted = match read(&body) {
-        Ok(wanted) => wanted,
-        Err(response) => return *response,
-    };
-    let one = |loaded: Arc<Loaded>| {
-        let (name, version) = (&loaded.slot.release.model, version_of(&loaded));
-        json!({ "name": name, "version": version, "state": "READY", "reason": "" })
-    };
-    let loads = service.models.list().into_iter().flat_map(|(_, entry)| versions(&entry));
-    let mut all: Vec<Value> = loads.map(one).collect();
-    if !wanted.ready {
-        all.extend(service.models.parked().into_iter().map(|slot| {
-            json!({ "name": slot.release.model, "version": slot.release.version.to_string(),
-                "state": "UNAVAILABLE", "reason": "unloaded" })
-        }));
+    match read(&body) {
+        Ok(wanted) => Json(repository::index(&service, wanted.ready)).into_response(),
+        Err(response) => *response,
     }
-    Json(Value::Array(all)).into_response()
 }
 
 /// `POST /v2/repository/models/{model}/load`.
@@ -61,15 +41,13 @@ pub(super) async fn load(
     Path(model): Path<String>,
     Body(body): Body,
 ) -> Response {
-    let wanted = match read(&body) {
-        Ok(wanted) => wanted,
-        Err(response) => return *response,
-    };
-    if let Some(name) = wanted.parameters.keys().next() {
-        let text = format!("parameter {name}: a release is run as it was signed; leave it out");
-        return refuse(StatusCode::BAD_REQUEST, text);
+    match read(&body) {
+        Ok(wanted) => {
+            let parameter = wanted.parameters.keys().next().map(String::as_str);
+            done(repository::load(&service, &model, parameter).await)
+        }
+        Err(response) => *response,
     }
-    ask(&service, &model, |model, reply| Local::Load { model, reply }).await
 }
 
 /// `POST /v2/repository/models/{model}/unload`.
@@ -78,33 +56,15 @@ pub(super) async fn unload(
     Path(model): Path<String>,
     Body(body): Body,
 ) -> Response {
-    // unload_dependents means nothing here: no model depends on another one.
-    if let Err(response) = read(&body) {
-        return *response;
+    match read(&body) {
+        Ok(_) => done(repository::unload(&service, &model).await),
+        Err(response) => *response,
     }
-    ask(&service, &model, |model, reply| Local::Unload { model, reply }).await
 }
 
-async fn ask(
-    service: &Service,
-    model: &str,
-    question: impl FnOnce(ModelName, oneshot::Sender<Result<(), String>>) -> Local,
-) -> Response {
-    if !service.model_control {
-        let text = "models are loaded and unloaded by assignments; http.model_control allows it to clients";
-        return refuse(StatusCode::FORBIDDEN, text);
-    }
-    let Ok(model) = ModelName::new(model) else {
-        return refuse(StatusCode::NOT_FOUND, format!("model {model:?} is not installed"));
-    };
-    let gone = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping");
-    let (reply, answer) = oneshot::channel();
-    if service.updates.send(Input::Local(question(model, reply))).await.is_err() {
-        return gone();
-    }
-    match answer.await {
-        Ok(Ok(())) => Json(json!({})).into_response(),
-        Ok(Err(message)) => refuse(StatusCode::BAD_REQUEST, message),
-        Err(_) => gone(),
+fn done(outcome: Result<(), Refusal>) -> Response {
+    match outcome {
+        Ok(()) => Json(json!({})).into_response(),
+        Err(refusal) => refusal.into_response(),
     }
 }

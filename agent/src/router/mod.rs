@@ -19,7 +19,7 @@ use farlight_wire::{Millis, ModelName};
 use tokio::sync::Semaphore;
 
 use crate::models::{Answer, Ask, InferError, Loaded, Models, Timing};
-use crate::queue::Priority;
+use crate::queue::{Priority, Refused};
 use crate::runtime::Runtime;
 use cache::Cache;
 
@@ -260,9 +260,12 @@ impl Router {
             }
         }
         unsure.ok_or_else(|| {
-            let why = "no stage of its route answered";
             let model = door.loaded.slot.release.model.to_string();
-            failed.unwrap_or(InferError::Busy { model, why, retry_after: Duration::from_secs(1) })
+            failed.unwrap_or(InferError::Busy {
+                model,
+                why: Refused::Stages,
+                retry_after: Duration::from_secs(1),
+            })
         })
     }
 

@@ -7,8 +7,8 @@ use farlight_release::manifest::{BatchAxis, Datatype, Manifest, Task, TensorSpec
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::http::binary;
 use crate::http::data::Data;
+use crate::protocol::binary;
 
 /// Largest answer in bytes: that of the largest input.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;

@@ -21,6 +21,8 @@ pub struct DeviceOptions {
     pub cases: bool,
     /// Whether the service also listens on a free TCP port.
     pub tcp: bool,
+    /// Whether it listens for gRPC on a free TCP port.
+    pub grpc: bool,
     /// More lines for `[http]`.
     pub http: String,
     /// More lines for the configuration, after its other tables.
@@ -29,7 +31,14 @@ pub struct DeviceOptions {
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { window_seconds: 1, cases: true, tcp: false, http: String::new(), extra: String::new() }
+        Self {
+            window_seconds: 1,
+            cases: true,
+            tcp: false,
+            grpc: false,
+            http: String::new(),
+            extra: String::new(),
+        }
     }
 }
 
@@ -42,6 +51,8 @@ pub struct Device {
     folder: PathBuf,
     /// `127.0.0.1:PORT` of the service; empty without TCP.
     pub address: String,
+    /// `127.0.0.1:PORT` of its gRPC form; empty without.
+    pub grpc_address: String,
     http: reqwest::Client,
     under: Vec<String>,
     process: Option<Process>,
@@ -108,12 +119,14 @@ impl Device {
         let enrolment = folder.join("enrolment.json");
         let out = enrolment.display().to_string();
         operator.run(&["device", "enrol", id, "--out", &out]).await?;
-        let address = if options.tcp { free_address()? } else { String::new() };
+        let free = |wanted: bool| if wanted { free_address() } else { Ok(String::new()) };
+        let (address, grpc_address) = (free(options.tcp)?, free(options.grpc)?);
         let config = format!(
-            "[device]\nstate_dir = {:?}\nenrolment = {:?}\n[http]\nlisten = {:?}\nsocket = {:?}\n{}\n[telemetry]\nwindow_seconds = {}\n[cases]\nenabled = {}\n{}",
+            "[device]\nstate_dir = {:?}\nenrolment = {:?}\n[http]\nlisten = {:?}\ngrpc_listen = {:?}\nsocket = {:?}\n{}\n[telemetry]\nwindow_seconds = {}\n[cases]\nenabled = {}\n{}",
             folder.join("state"),
             enrolment,
             address,
+            grpc_address,
             folder.join("agent.sock"),
             options.http,
             options.window_seconds,
@@ -130,6 +143,7 @@ impl Device {
                 .build()?,
             folder: folder.to_path_buf(),
             address,
+            grpc_address,
             under: Vec::new(),
             process: None,
             last_process: None,

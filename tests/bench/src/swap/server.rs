@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use farlight_agent::http::{Listeners, Service, Slow, router};
+use farlight_agent::http::{Listeners, router};
 use farlight_agent::models::{How, Keep, Loaded, Models, Scheduling};
+use farlight_agent::protocol::{Service, Slow};
 use farlight_agent::recorder::{self, Plan};
 use farlight_agent::router::Router;
 use farlight_agent::runtime::Runtime;

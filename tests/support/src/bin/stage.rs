@@ -1,6 +1,6 @@
 //! Runs a command against one cloud and one device: `stage COMMAND …`. The device serves `watch-gestures`, `types` (every
 //! element type), `counter` (a state) and `slow` (one request at a time, none waits); clients may unload models. The
-//! command finds the agent's address in `FARLIGHT_HTTP`.
+//! command finds the agent's addresses in `FARLIGHT_HTTP` and `FARLIGHT_GRPC`.
 
 use std::io::Write as _;
 use std::process::{Command, ExitCode};
@@ -28,6 +28,7 @@ async fn run() -> anyhow::Result<bool> {
     fleet.publish("1.0.0").await?;
     let options = DeviceOptions {
         tcp: true,
+        grpc: true,
         http: "model_control = true\n".to_owned(),
         extra: "[inference]\nmodel.slow = { workers = 1, queue = 0, deadline_ms = 60000 }\n".to_owned(),
         ..DeviceOptions::default()
@@ -39,7 +40,7 @@ async fn run() -> anyhow::Result<bool> {
         fleet.install(&device, &graph, "1.0.0").await?;
     }
     let mut command = Command::new(program);
-    command.args(args).env("FARLIGHT_HTTP", &device.address);
+    command.args(args).env("FARLIGHT_HTTP", &device.address).env("FARLIGHT_GRPC", &device.grpc_address);
     let status = tokio::task::spawn_blocking(move || command.status()).await?.context("run the command")?;
     Ok(status.success())
 }

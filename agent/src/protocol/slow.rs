@@ -24,7 +24,7 @@ impl Slow {
     }
 
     /// Looks at a request that was answered after `took`.
-    pub(super) fn look(&self, model: &str, id: &str, trace: Option<&str>, took: Duration, timing: &Timing) {
+    pub(crate) fn look(&self, model: &str, id: &str, trace: Option<&str>, took: Duration, timing: &Timing) {
         if self.limit.is_zero() || took < self.limit {
             return;
         }

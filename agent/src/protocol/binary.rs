@@ -1,4 +1,4 @@
-//! Little-endian tensors of the protocol's binary extension.
+//! Little-endian tensors: the protocol's binary extension of HTTP and the raw contents of gRPC.
 
 use farlight_inference::Values;
 use farlight_release::manifest::Datatype;
