@@ -69,7 +69,7 @@ async fn infer(
     match answer(service, &door, Call { model, arrived, trace }, asked).await {
         Ok(answer) => {
             let accepted = headers.get("accept-encoding").and_then(|value| value.to_str().ok());
-            response::build(model, answer, accepted.is_some_and(takes_gzip)).unwrap_or_else(bad)
+            response::build(model, &answer, accepted.is_some_and(takes_gzip)).unwrap_or_else(bad)
         }
         Err(refusal) => refusal.into_response(),
     }

@@ -23,7 +23,7 @@ use serde_json::json;
 use crate::protocol::{Kind, Refusal, Service};
 
 pub use listeners::Listeners;
-pub(crate) use response::elements;
+pub(crate) use response::Elements;
 
 /// All routes.
 pub fn router(service: Service) -> Router {

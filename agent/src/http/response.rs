@@ -10,48 +10,103 @@ use axum::response::Response;
 use farlight_inference::Values;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
 
 use crate::protocol::binary;
 use crate::protocol::infer::Answer;
 
 /// Bodies below are not worth compressing.
 const MIN_COMPRESSED: usize = 1024;
+/// Room for the JSON of an answer with one or two outputs, so that it need not grow.
+const ROOM: usize = 512;
+
+/// The JSON of a response.
+#[derive(Serialize)]
+struct Document<'a> {
+    model_name: &'a str,
+    model_version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<Stage<'a>>,
+    outputs: Vec<Output<'a>>,
+}
+
+#[derive(Serialize)]
+struct Stage<'a> {
+    stage: &'a str,
+}
+
+/// A tensor of it, with its elements or the number of bytes that follow the JSON.
+#[derive(Serialize)]
+struct Output<'a> {
+    name: &'a str,
+    datatype: &'static str,
+    shape: &'a [usize],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<Size>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Elements<'a>>,
+}
+
+#[derive(Serialize)]
+struct Size {
+    binary_data_size: usize,
+}
+
+/// Elements as JSON. Numbers that are not finite are null, which JSON has in their place.
+pub(crate) struct Elements<'a>(pub(crate) &'a Values);
+
+impl Serialize for Elements<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Values::Bool(v) => v.serialize(to),
+            Values::Uint8(v) => v.serialize(to),
+            Values::Uint16(v) => v.serialize(to),
+            Values::Uint32(v) => v.serialize(to),
+            Values::Uint64(v) => v.serialize(to),
+            Values::Int8(v) => v.serialize(to),
+            Values::Int16(v) => v.serialize(to),
+            Values::Int32(v) => v.serialize(to),
+            Values::Int64(v) => v.serialize(to),
+            Values::Fp16(v) => to.collect_seq(v.iter().map(|x| x.to_f32())),
+            Values::Fp32(v) => v.serialize(to),
+            Values::Fp64(v) => v.serialize(to),
+            Values::Bytes(v) => to.collect_seq(v.iter().map(|x| String::from_utf8_lossy(x))),
+        }
+    }
+}
 
 /// Builds the response of what the client called `model`; `gzip` when it takes that.
 ///
 /// # Errors
 /// When the answer cannot be written.
-pub(super) fn build(model: &str, answer: Answer, gzip: bool) -> Result<Response, String> {
+pub(super) fn build(model: &str, answer: &Answer, gzip: bool) -> Result<Response, String> {
     let mut outputs = Vec::with_capacity(answer.outputs.len());
     let mut tail = Vec::new();
-    for given in answer.outputs {
-        let tensor = &given.tensor;
-        let mut document = Map::new();
-        document.insert("name".into(), json!(given.name));
-        document.insert("datatype".into(), json!(tensor.values.datatype().name()));
-        document.insert("shape".into(), json!(tensor.shape));
+    for given in &answer.outputs {
+        let values = &given.tensor.values;
+        let before = tail.len();
         if given.binary {
-            let before = tail.len();
-            binary::write(&tensor.values, &mut tail);
-            document.insert("parameters".into(), json!({ "binary_data_size": tail.len() - before }));
-        } else {
-            document.insert("data".into(), elements(&tensor.values));
+            binary::write(values, &mut tail);
         }
-        outputs.push(Value::Object(document));
+        outputs.push(Output {
+            name: &given.name,
+            datatype: values.datatype().name(),
+            shape: &given.tensor.shape,
+            parameters: given.binary.then(|| Size { binary_data_size: tail.len() - before }),
+            data: (!given.binary).then_some(Elements(values)),
+        });
     }
-    let mut document = json!({
-        "model_name": model,
-        "model_version": answer.version,
-        "outputs": outputs,
-    });
-    if let Some(id) = answer.id {
-        document["id"] = json!(id);
-    }
-    if let Some(stage) = answer.stage {
-        document["parameters"] = json!({ "stage": stage });
-    }
-    let mut body = serde_json::to_vec(&document).map_err(|e| e.to_string())?;
+    let document = Document {
+        model_name: model,
+        model_version: &answer.version,
+        id: answer.id.as_deref(),
+        parameters: answer.stage.as_deref().map(|stage| Stage { stage }),
+        outputs,
+    };
+    let mut body = Vec::with_capacity(ROOM + tail.len());
+    serde_json::to_writer(&mut body, &document).map_err(|e| e.to_string())?;
     let header = body.len();
     let mut response = Response::builder();
     if tail.is_empty() {
@@ -69,23 +124,4 @@ pub(super) fn build(model: &str, answer: Answer, gzip: bool) -> Result<Response,
         response = response.header(CONTENT_ENCODING, "gzip");
     }
     response.body(Body::from(body)).map_err(|e| e.to_string())
-}
-
-/// Elements as JSON. Numbers that are not finite are null, which JSON has in their place.
-pub(crate) fn elements(values: &Values) -> Value {
-    match values {
-        Values::Bool(v) => json!(v),
-        Values::Uint8(v) => json!(v),
-        Values::Uint16(v) => json!(v),
-        Values::Uint32(v) => json!(v),
-        Values::Uint64(v) => json!(v),
-        Values::Int8(v) => json!(v),
-        Values::Int16(v) => json!(v),
-        Values::Int32(v) => json!(v),
-        Values::Int64(v) => json!(v),
-        Values::Fp16(v) => v.iter().map(|x| json!(x.to_f32())).collect(),
-        Values::Fp32(v) => json!(v),
-        Values::Fp64(v) => json!(v),
-        Values::Bytes(v) => v.iter().map(|x| json!(String::from_utf8_lossy(x))).collect(),
-    }
 }

@@ -176,7 +176,7 @@ fn shape(router: &Router, model: &str) -> Option<Vec<usize>> {
 pub fn describe(id: &str, release: &str, labels: &[String], prediction: &Prediction) -> Value {
     if !prediction.tensors.is_empty() {
         let output = |named: &Named| {
-            let data = crate::http::elements(&named.tensor.values);
+            let data = crate::http::Elements(&named.tensor.values);
             (named.name.clone(), json!({ "shape": named.tensor.shape, "data": data }))
         };
         let outputs: serde_json::Map<String, Value> = prediction.tensors.iter().map(output).collect();
