@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use farlight_device::health::Health;
@@ -17,7 +17,7 @@ use farlight_release::manifest::Datatype;
 use farlight_wire::case::{CaseTensor, TensorEncoding};
 use farlight_wire::limits::MAX_CASE_TENSOR;
 use farlight_wire::{Case, Millis, ReleaseId, Seq, Stream};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::clock;
 use crate::models::Loaded;
@@ -120,6 +120,7 @@ enum Message {
     Seen(Box<Seen>),
     Acknowledged(Stream, Seq),
     Flush,
+    Turn(oneshot::Sender<()>),
     Stop,
 }
 
@@ -211,6 +212,18 @@ impl Recorder {
         let _ = self.sender.try_send(Message::Acknowledged(stream, upto));
     }
 
+    /// Returns when the thread has done all that it was told before: never, when it hangs.
+    pub async fn turn(&self) {
+        let (done, turned) = oneshot::channel();
+        // A full queue is work that it has not done yet.
+        let mut message = Message::Turn(done);
+        while let Err(TrySendError::Full(unsent)) = self.sender.try_send(message) {
+            message = unsent;
+            tokio::time::sleep(REST).await;
+        }
+        let _ = turned.await;
+    }
+
     /// Closes the window now.
     pub fn flush(&self) {
         let _ = self.sender.try_send(Message::Flush);
@@ -258,6 +271,9 @@ impl Writer {
                     self.committed.send_modify(|n| *n += 1);
                 }
                 Ok(Message::Flush) => self.close_window(),
+                Ok(Message::Turn(done)) => {
+                    let _ = done.send(());
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => {
                     self.close_window();

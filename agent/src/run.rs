@@ -16,7 +16,7 @@ use crate::journal::Journal;
 use crate::link::Link;
 use crate::models::Models;
 use crate::protocol::{Service, Slow};
-use crate::recorder::{self, Healths, Plan};
+use crate::recorder::{self, Healths, Plan, Recorder};
 use crate::router::Router;
 use crate::runtime::Runtime;
 use crate::settings::{self, Settings};
@@ -89,7 +89,9 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
 
     tracing::info!(http = address.map(|a| a.to_string()), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
-    let watchdog = sd_notify::watchdog_enabled().map(|limit| tokio::spawn(watchdog(limit / 3)));
+    let watchdog = sd_notify::watchdog_enabled();
+    let watchdog = watchdog
+        .map(|limit| tokio::spawn(watch(limit / 3, Arc::clone(&threads), recording.recorder.clone())));
     tokio::select! {
         () = signal() => {}
         () = sources.ended() => {}
@@ -305,11 +307,14 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
-/// Tells systemd that the event loop turns.
-async fn watchdog(every: Duration) {
+/// Tells systemd that work gets done: that this event loop turns, those that requests are answered on, and the one
+/// that owns the store. What hangs keeps it silent.
+async fn watch(every: Duration, threads: Arc<Threads>, recorder: Recorder) {
     let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
+        tokio::join!(threads.turn(), recorder.turn());
         notify(&[sd_notify::NotifyState::Watchdog]);
     }
 }

@@ -69,6 +69,14 @@ impl Threads {
             None => tokio::spawn(task),
         }
     }
+
+    /// Returns when each of them has done something: never, when one hangs.
+    pub async fn turn(&self) {
+        for thread in &self.loops {
+            // One that ends with the agent does nothing more.
+            let _ = thread.spawn(async {}).await;
+        }
+    }
 }
 
 impl Drop for Threads {
@@ -96,4 +104,33 @@ fn set(cores: &[usize]) -> anyhow::Result<Option<CpuSet>> {
     let tried = tried.map_err(|_| anyhow::anyhow!("the thread that tried them panicked"))?;
     tried.with_context(|| format!("inference.cores: {cores:?} are not all there"))?;
     Ok(Some(set))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn tasks_are_dealt_out_in_turns_and_one_that_hangs_is_noticed() {
+        let threads = Threads::start(2, &[]).unwrap();
+        let id = || threads.spawn(async { std::thread::current().id() });
+        let (first, second, third) = (id().await.unwrap(), id().await.unwrap(), id().await.unwrap());
+        assert!(first != second && first == third);
+        threads.turn().await;
+        let (release, held) = channel::<()>();
+        let hangs = threads.spawn(async move { held.recv() });
+        let silent = tokio::time::timeout(Duration::from_millis(100), threads.turn()).await;
+        assert!(silent.is_err());
+        release.send(()).unwrap();
+        assert!(hangs.await.unwrap().is_ok());
+        threads.turn().await;
+    }
+
+    #[test]
+    fn a_core_that_is_not_there_is_named() {
+        let error = Threads::start(1, &[1_000]).err().unwrap();
+        assert!(format!("{error:#}").contains("1000"), "{error:#}");
+    }
 }
