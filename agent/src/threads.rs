@@ -3,7 +3,6 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -21,7 +20,6 @@ pub struct Threads {
     loops: Vec<Handle>,
     next: AtomicUsize,
     end: watch::Sender<bool>,
-    running: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
@@ -32,7 +30,7 @@ impl Threads {
     pub fn start(count: usize, cores: &[usize]) -> anyhow::Result<Self> {
         let set = set(cores)?;
         let (end, ended) = watch::channel(false);
-        let mut threads = Self { loops: Vec::new(), next: AtomicUsize::new(0), end, running: Vec::new() };
+        let mut threads = Self { loops: Vec::new(), next: AtomicUsize::new(0), end };
         for _ in 0..count.max(1) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.context("make an event loop for requests")?;
@@ -53,7 +51,7 @@ impl Threads {
                     }
                 });
             });
-            threads.running.push(thread.context("start a thread for requests")?);
+            thread.context("start a thread for requests")?;
         }
         Ok(threads)
     }
@@ -81,12 +79,8 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
+        // Nobody waits for them: one that a model holds up must not hold up the end of the agent.
         let _ = self.end.send(true);
-        for thread in self.running.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a thread for requests ended by a panic");
-            }
-        }
     }
 }
 
