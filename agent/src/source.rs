@@ -1,7 +1,7 @@
 //! Where releases come from: a repository over HTTP(S), or a folder with the same files (a USB stick, a
 //! bundle from `farlight release export`). A source is never trusted: all that it gives is verified.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -162,7 +162,7 @@ async fn ask(
             request = version.guard(request);
         }
     }
-    let response = request.send().await.map_err(|error| unreachable(name, &error))?;
+    let response = send(request).await.map_err(|error| unreachable(name, &error))?;
     let body = |response: reqwest::Response, skip: u64| {
         let whole = response.content_length().map(|length| length.saturating_add(from - skip));
         Answer::Body(Body::Http { response, skip, whole, name: name.to_owned() })
@@ -184,6 +184,35 @@ async fn ask(
         StatusCode::OK => Ok(body(response, from)),
         other => Err(refused(name, other, &response)),
     }
+}
+
+/// Sends a request, and once more when the connection that was kept for it is closed by the server just then: what
+/// nginx does after some answers without saying so.
+async fn send(request: reqwest::RequestBuilder) -> reqwest::Result<reqwest::Response> {
+    let again = request.try_clone();
+    match (request.send().await, again) {
+        (Err(error), Some(again)) if is_cut_off(&error) => again.send().await,
+        (sent, _) => sent,
+    }
+}
+
+/// Whether the server ended the connection before it said anything.
+fn is_cut_off(error: &reqwest::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let closed = cause.downcast_ref::<std::io::Error>().is_some_and(|error| {
+            matches!(
+                error.kind(),
+                ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected
+            )
+        });
+        let silent = cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message);
+        if closed || silent {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
 }
 
 /// 4xx will not change by asking again; 5xx, 408 and 429 may.

@@ -9,7 +9,7 @@ use farlight_agent::grpc::codec::Wire;
 use farlight_agent::grpc::proto::infer_parameter::ParameterChoice;
 use farlight_agent::grpc::proto::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use farlight_agent::grpc::proto::*;
-use farlight_test_support::{Device, DeviceOptions, Fleet, Graph, MODEL, until};
+use farlight_test_support::{Device, DeviceOptions, Fleet, Graph, MODEL, until, until_looked};
 use futures_util::{StreamExt, stream};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -21,6 +21,8 @@ use tonic::codec::{Codec, EncodeBuf, Encoder};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 const WAIT: Duration = Duration::from_secs(60);
+/// How often to look for what lasts no longer than one inference of the slow model.
+const OFTEN: Duration = Duration::from_millis(5);
 
 /// A client with one connection.
 #[derive(Clone)]
@@ -371,7 +373,7 @@ async fn who_finds_no_place_is_told_when_to_come_again_and_who_leaves_makes_room
     until("a place becomes free by leaving", WAIT, async || {
         let before = executions(&client).await;
         let (runs, waits) = (start(), start());
-        let full = until("one waits", WAIT, async || {
+        let full = until_looked("one waits", OFTEN, WAIT, async || {
             let done = runs.is_finished() || waits.is_finished();
             Ok((waiting(&device).await? > 0).then_some(true).or(done.then_some(false)))
         });
@@ -379,7 +381,8 @@ async fn who_finds_no_place_is_told_when_to_come_again_and_who_leaves_makes_room
         if full.await? {
             let refused = client.infer(one()).await;
             waits.abort();
-            let left = until("it leaves", WAIT, async || Ok((waiting(&device).await? == 0).then_some(())));
+            let gone = async || Ok((waiting(&device).await? == 0).then_some(()));
+            let left = until_looked("it leaves", OFTEN, WAIT, gone);
             left.await?;
             // The client's own deadline counts: nobody else asks for less than a minute.
             let mut hurried = Request::new(one());
