@@ -19,7 +19,7 @@ use farlight_release::manifest::Manifest;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use crate::metrics::Metrics;
-use crate::queue::{Place, Policy, Queue};
+use crate::queue::{Place, Policy, Queue, Reply};
 use crate::shadow::Mirror;
 use crate::streams::{self, Streams};
 
@@ -340,17 +340,39 @@ impl Job {
         })
     }
 
-    /// Runs the request, and then those that wait: who runs them here spares them two changes of threads.
+    /// Runs the request, and then those that wait: who runs them here spares them two changes of threads. The place is
+    /// free before the last of them is answered: a client that asks again at once finds it.
     fn run(self: Box<Self>) {
         let Self { loaded, mut seat, place, work, reply } = *self;
-        let ran = loaded.run_group(&mut seat.worker, work);
-        let _ = reply.send(ran);
+        let mut ran = loaded.run_group(&mut seat.worker, work);
+        let mut to = To::Own(reply);
         while let Some(next) = loaded.queue.more(1).pop() {
+            to.send(ran);
             let (work, reply) = next.split();
-            reply.done(loaded.run_group(&mut seat.worker, work));
+            ran = loaded.run_group(&mut seat.worker, work);
+            to = To::Waiting(reply);
         }
         loaded.leave(seat);
         drop(place);
+        to.send(ran);
+    }
+}
+
+/// Who an answer of the thread of a seat is for.
+enum To {
+    /// Who sent the job.
+    Own(oneshot::Sender<Ran>),
+    /// One that waited meanwhile.
+    Waiting(Reply<Work, Ran>),
+}
+
+impl To {
+    /// Sends it; one whose sender is gone was run for nothing.
+    fn send(self, ran: Ran) {
+        match self {
+            Self::Own(reply) => drop(reply.send(ran)),
+            Self::Waiting(reply) => drop(reply.done(ran)),
+        }
     }
 }
 
