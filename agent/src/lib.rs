@@ -5,6 +5,7 @@ pub mod choice;
 pub mod cli;
 pub mod clock;
 pub mod confine;
+mod connections;
 pub mod delta;
 pub mod durable;
 pub mod engines;

@@ -29,11 +29,12 @@ use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::codec::CompressionEncoding;
 use tonic::codegen::Service as _;
 
+use crate::connections::{Doors, stopped};
 use crate::exit::{ExitCode, Fatal};
 use crate::protocol::Service;
 use crate::settings;
@@ -42,7 +43,7 @@ use proto::grpc_inference_service_server::GrpcInferenceServiceServer;
 use service::Methods;
 
 /// Connections at once; one more waits until another ends. A client needs one for any number of requests.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: u32 = 64;
 /// Requests at once on a connection, each of which may hold one message. More wait at the client.
 const MAX_STREAMS: u32 = 64;
 /// Headers of a request in bytes: the protocol's are below 1 KiB.
@@ -51,8 +52,6 @@ const MAX_HEADERS: u32 = 16 * 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// How long an answer to that, and the first byte of a connection, may take.
 const SILENCE: Duration = Duration::from_secs(20);
-/// Rest after a connection that was not accepted: most likely there are no file handles left.
-const ACCEPT_REST: Duration = Duration::from_secs(1);
 /// What is answered to methods of the service that are not there, such as those for shared memory, traces and logs.
 const NOT_SERVED: HeaderValue = HeaderValue::from_static(
     "this method is not served: there are health, metadata, configuration, statistics, repository, ModelInfer and ModelStreamInfer",
@@ -83,45 +82,18 @@ impl Listener {
 
     /// Serves on `threads` until `shutdown` turns true, then finishes requests in flight.
     pub async fn serve(self, service: Service, threads: Arc<Threads>, shutdown: watch::Receiver<bool>) {
-        let Some(listener) = self.0 else { return };
         let max = service.max_body_bytes;
         let methods = Methods { service, shutdown: shutdown.clone() };
         let methods = GrpcInferenceServiceServer::new(methods)
             .max_decoding_message_size(max)
             // Read where it is sent. Answers are not compressed: every client says that it takes gzip, and few want it.
             .accept_compressed(CompressionEncoding::Gzip);
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        let mut stop = std::pin::pin!(stopped(shutdown.clone()));
-        loop {
-            let accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await;
-                (place, listener.accept().await)
-            };
-            let (place, accepted) = tokio::select! {
-                accepted = accepted => accepted,
-                () = &mut stop => break,
-            };
-            // A connection is read by the event loop of the thread that it is given to.
-            match accepted.and_then(|(stream, _)| stream.into_std()) {
-                Ok(stream) => {
-                    let serving =
-                        connection(stream, methods.clone(), Arc::downgrade(&threads), shutdown.clone());
-                    threads.spawn(async move {
-                        if let Err(error) = serving.await {
-                            tracing::debug!(%error, "a gRPC connection ended");
-                        }
-                        drop(place);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a gRPC connection was not accepted");
-                    tokio::time::sleep(ACCEPT_REST).await;
-                }
-            }
-        }
-        drop(listener);
-        // Those in flight have every place again when they are done.
-        let _ = places.acquire_many(MAX_CONNECTIONS as u32).await;
+        let requests = Requests(Arc::downgrade(&threads));
+        let doors = Doors::new(threads, shutdown.clone(), MAX_CONNECTIONS);
+        doors
+            .open(self.0, |stream| connection(stream, methods.clone(), requests.clone(), shutdown.clone()))
+            .await;
+        doors.closed().await;
     }
 }
 
@@ -129,12 +101,10 @@ impl Listener {
 async fn connection(
     stream: std::net::TcpStream,
     methods: GrpcInferenceServiceServer<Methods>,
-    threads: Weak<Threads>,
+    requests: Requests,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), BoxError> {
     let stream = TcpStream::from_std(stream)?;
-    // Answers are small: waiting to fill a packet only adds latency.
-    stream.set_nodelay(true)?;
     // Who connects and says nothing holds a place.
     tokio::select! {
         spoke = tokio::time::timeout(SILENCE, stream.readable()) => spoke??,
@@ -144,7 +114,7 @@ async fn connection(
         let answer = methods.clone().call(request);
         async move { answer.await.map(explained) }
     });
-    let mut builder = Builder::new(Requests(threads));
+    let mut builder = Builder::new(requests);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
@@ -173,11 +143,6 @@ where
             threads.spawn(request);
         }
     }
-}
-
-/// Ends when the agent stops.
-async fn stopped(mut shutdown: watch::Receiver<bool>) {
-    let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
 /// Says what an answer without a text means: tonic has none for methods that it does not find.

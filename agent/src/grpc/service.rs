@@ -10,7 +10,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::proto::grpc_inference_service_server::GrpcInferenceService;
 use super::proto::*;
-use super::{request, response, stopped};
+use super::{request, response};
+use crate::connections::stopped;
 use crate::protocol::infer::{Call, answer};
 use crate::protocol::{Refusal, Service, metadata, repository};
 

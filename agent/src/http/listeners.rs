@@ -1,4 +1,4 @@
-//! Where clients connect: the listeners, and the connections that they accept, each on one of the threads that answer.
+//! Where clients connect over HTTP: the listeners, and how a connection is served.
 
 use std::path::Path;
 use std::pin::pin;
@@ -12,18 +12,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
+use crate::connections::{Doors, stopped};
 use crate::exit::{ExitCode, Fatal};
 use crate::settings;
 use crate::threads::Threads;
 
 /// Connections at once, of either kind: more wait until one is closed. Each costs some ten kilobytes.
-const MAX_CONNECTIONS: usize = 1_024;
+const MAX_CONNECTIONS: u32 = 1_024;
 /// A client that takes longer for the head of a request, or stays silent so long after an answer, is let go.
 const HEAD_TIME: Duration = Duration::from_secs(120);
-/// Rest after a connection that could not be accepted: most likely there are no file handles left.
-const ACCEPT_REST: Duration = Duration::from_secs(1);
 
 /// The bound listeners.
 pub struct Listeners {
@@ -76,91 +75,18 @@ impl Listeners {
 
     /// Serves on `threads` until `shutdown` turns true, then finishes requests in flight.
     pub async fn serve(self, router: Router, threads: Arc<Threads>, shutdown: watch::Receiver<bool>) {
-        let doors = Doors { router, threads, shutdown, free: Arc::new(Semaphore::new(MAX_CONNECTIONS)) };
-        let both = [self.tcp.map(Listener::Tcp), self.unix.map(Listener::Unix)];
-        futures_util::future::join_all(both.iter().flatten().map(|listener| doors.open(listener))).await;
-        // Those in flight have every place again when they are done.
-        let _ = doors.free.acquire_many(MAX_CONNECTIONS as u32).await;
-    }
-}
-
-/// What accepted connections are served with.
-struct Doors {
-    router: Router,
-    threads: Arc<Threads>,
-    shutdown: watch::Receiver<bool>,
-    free: Arc<Semaphore>,
-}
-
-impl Doors {
-    /// Takes connections until the shutdown.
-    async fn open(&self, listener: &Listener) {
-        let mut shutdown = self.shutdown.clone();
-        loop {
-            let (stream, place) = tokio::select! {
-                accepted = self.next(listener) => accepted,
-                _ = shutdown.wait_for(|stop| *stop) => return,
-            };
-            let (router, shutdown) = (self.router.clone(), self.shutdown.clone());
-            self.threads.spawn(async move {
-                if let Err(error) = stream.talk(router, shutdown).await {
-                    tracing::debug!(%error, "a connection ended");
-                }
-                drop(place);
-            });
-        }
-    }
-
-    /// The next connection, and its place among those there may be.
-    async fn next(&self, listener: &Listener) -> (Stream, Option<OwnedSemaphorePermit>) {
-        // It is never closed.
-        let place = Arc::clone(&self.free).acquire_owned().await.ok();
-        loop {
-            match listener.accept().await {
-                Ok(stream) => return (stream, place),
-                // A client that went before it was served.
-                Err(error) if is_of_the_client(&error) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "a connection was not accepted");
-                    tokio::time::sleep(ACCEPT_REST).await;
-                }
-            }
-        }
-    }
-}
-
-enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-impl Listener {
-    async fn accept(&self) -> std::io::Result<Stream> {
-        Ok(match self {
-            Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                // Answers are small: waiting to fill a packet only adds latency.
-                stream.set_nodelay(true)?;
-                Stream::Tcp(stream.into_std()?)
-            }
-            Self::Unix(listener) => Stream::Unix(listener.accept().await?.0.into_std()?),
-        })
-    }
-}
-
-/// An accepted connection that no event loop knows yet.
-enum Stream {
-    Tcp(std::net::TcpStream),
-    Unix(std::os::unix::net::UnixStream),
-}
-
-impl Stream {
-    /// Serves it on the event loop of this thread.
-    async fn talk(self, router: Router, shutdown: watch::Receiver<bool>) -> Result<(), BoxError> {
-        match self {
-            Self::Tcp(stream) => talk(TcpStream::from_std(stream)?, router, shutdown).await,
-            Self::Unix(stream) => talk(UnixStream::from_std(stream)?, router, shutdown).await,
-        }
+        let doors = Doors::new(threads, shutdown.clone(), MAX_CONNECTIONS);
+        let with = || (router.clone(), shutdown.clone());
+        let tcp = doors.open(self.tcp, |stream| {
+            let (router, shutdown) = with();
+            async move { talk(TcpStream::from_std(stream)?, router, shutdown).await }
+        });
+        let unix = doors.open(self.unix, |stream| {
+            let (router, shutdown) = with();
+            async move { talk(UnixStream::from_std(stream)?, router, shutdown).await }
+        });
+        tokio::join!(tcp, unix);
+        doors.closed().await;
     }
 }
 
@@ -168,7 +94,7 @@ impl Stream {
 async fn talk(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
-    mut shutdown: watch::Receiver<bool>,
+    shutdown: watch::Receiver<bool>,
 ) -> Result<(), BoxError> {
     let mut connection = pin!(
         http1::Builder::new()
@@ -176,20 +102,11 @@ async fn talk(
             .header_read_timeout(HEAD_TIME)
             .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
     );
-    let stopped = async {
-        // Its guard must not live on.
-        let _ = shutdown.wait_for(|stop| *stop).await;
-    };
     tokio::select! {
         ended = connection.as_mut() => return Ok(ended?),
-        () = stopped => connection.as_mut().graceful_shutdown(),
+        () = stopped(shutdown) => connection.as_mut().graceful_shutdown(),
     }
     Ok(connection.await?)
-}
-
-fn is_of_the_client(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 fn bind_unix(path: &Path, mode: u32, hint: &str) -> Result<UnixListener, Fatal> {
