@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use farlight_device::update::Failure;
 use farlight_inference::{Engines, Kind};
-use farlight_release::manifest::{Manifest, Variant};
+use farlight_release::manifest::{Manifest, Precision, Variant};
 use farlight_wire::codes::Code;
-use farlight_wire::report;
+use farlight_wire::report::{self, Tried};
 use serde::{Deserialize, Serialize};
 
 use crate::durable::{self, Access};
@@ -23,29 +23,6 @@ const MAX_FILE: u64 = 64 * 1024;
 const MAX_REASON: usize = 300;
 /// One that comes later in the list must be faster by so much, so that noise does not decide for fewer bits.
 const CLEARLY: f64 = 0.95;
-
-/// A form of the weights.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Single precision.
-    Fp32,
-    /// Half precision.
-    F16,
-    /// Integers of eight bits.
-    Int8,
-}
-
-impl Precision {
-    /// As the manifest has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fp32 => "fp32",
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-        }
-    }
-}
 
 /// What the device's owner has set; what is not set is chosen by measurement.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -112,17 +89,6 @@ pub struct Choice {
     tried: Vec<Tried>,
 }
 
-/// One that was tried.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Tried {
-    precision: String,
-    engine: String,
-    /// Shortest time of one inference, µs.
-    micros: Option<u64>,
-    /// Why it cannot be chosen.
-    why: String,
-}
-
 impl Choice {
     /// What was chosen for the release in `folder`, if anything was.
     pub fn read(folder: &Path) -> Option<Self> {
@@ -141,27 +107,23 @@ impl Choice {
             release: manifest.release.clone(),
             precision: chosen.map(|variant| variant.precision.clone()).unwrap_or_default(),
             engine: self.engine.to_string(),
-            tried: self.tried.iter().map(Tried::report).collect(),
+            tried: self.tried.clone(),
         }
     }
 }
 
-impl Tried {
-    fn report(&self) -> report::Tried {
-        let Self { precision, engine, micros, why } = self.clone();
-        report::Tried { precision, engine, micros, why }
-    }
-}
-
-/// The file to run of those of a release that are in `folder`: the pinned one, or what was chosen, or the first.
-pub fn file<'a>(folder: &Path, variants: &'a [Variant], pins: Pins) -> Option<&'a Variant> {
+/// What runs of the release whose files are in `folder`: what is pinned, or was chosen, or the first file with tract.
+pub fn what<'a>(folder: &Path, variants: &'a [Variant], pins: Pins) -> (Option<&'a Variant>, Kind) {
     let there = |variant: &&Variant| folder.join(&variant.blob.id).is_file();
-    let pinned = || variants.iter().filter(there).find(|variant| pins.is(variant));
-    let chosen = || {
-        let choice = Choice::read(folder)?;
-        variants.iter().filter(there).find(|variant| variant.blob.id == choice.variant)
-    };
-    pinned().or_else(chosen).or_else(|| variants.iter().find(there)).or(variants.first())
+    let choice = Choice::read(folder);
+    let chosen = |variant: &Variant| choice.as_ref().is_some_and(|choice| choice.variant == variant.blob.id);
+    let pinned = variants.iter().filter(there).find(|variant| pins.is(variant));
+    let file = pinned
+        .or_else(|| variants.iter().filter(there).find(|variant| chosen(variant)))
+        .or_else(|| variants.iter().find(there))
+        .or(variants.first());
+    let engine = pins.engine.or(choice.as_ref().map(|choice| choice.engine)).unwrap_or_default();
+    (file, engine)
 }
 
 /// How a release is tried.
@@ -189,7 +151,7 @@ impl Trial {
     /// What the first of them found, when none passes; `storage.failed`.
     pub async fn run(&self, manifest: &Manifest) -> Result<Choice, Failure> {
         let began = Instant::now();
-        let mut best: Option<(Choice, u64)> = None;
+        let mut best: Option<(&Variant, Kind, u64)> = None;
         let (mut tried, mut first) = (Vec::new(), None);
         let candidates = self.pins.candidates(&self.folder, &manifest.variants, &self.engines);
         for (variant, kind) in &candidates {
@@ -208,22 +170,19 @@ impl Trial {
             tried.push(Tried { precision, engine, micros, why });
             match (found, &best) {
                 (Err(failure), _) => first = first.or(Some(failure)),
-                (Ok(micros), Some((_, least))) if micros as f64 > *least as f64 * CLEARLY => {}
-                (Ok(micros), _) => {
-                    let variant = variant.blob.id.clone();
-                    best = Some((Choice { variant, engine: *kind, tried: Vec::new() }, micros));
-                }
+                (Ok(micros), Some((_, _, least))) if micros as f64 > *least as f64 * CLEARLY => {}
+                (Ok(micros), _) => best = Some((variant, *kind, micros)),
             }
         }
-        let Some((mut choice, micros)) = best else {
+        let Some((variant, engine, micros)) = best else {
             let nothing = || Failure::new(Code::VerifyMismatch, "no file of the release is there".to_owned());
             return Err(first.unwrap_or_else(nothing));
         };
         if candidates.len() > 1 {
-            let engine = choice.engine.to_string();
-            tracing::info!(release = %manifest.release, file = choice.variant, engine, micros, "chosen to run");
+            let precision = &variant.precision;
+            tracing::info!(release = %manifest.release, precision, %engine, micros, "chosen to run");
         }
-        choice.tried = tried;
+        let choice = Choice { variant: variant.blob.id.clone(), engine, tried };
         let failed =
             |error: std::io::Error| Failure::new(Code::StorageFailed, format!("keep the choice: {error}"));
         choice.write(&self.folder).map_err(failed)?;
@@ -248,17 +207,16 @@ mod tests {
 
     use super::*;
 
-    fn variant(precision: &str) -> Variant {
-        let blob = blob::describe(precision.as_bytes());
-        Variant { precision: precision.to_owned(), format: "onnx".to_owned(), blob, deltas: Vec::new() }
+    fn variant(precision: Precision) -> Variant {
+        Variant::onnx(precision, blob::describe(precision.name().as_bytes()), Vec::new())
     }
 
     #[test]
     fn the_pinned_file_comes_before_the_chosen_one_and_that_before_the_first() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
-        let all = [variant("fp32"), variant("f16"), variant("int8")];
-        let name = |pins| file(folder, &all, pins).map(|variant| variant.precision.as_str());
+        let all = [Precision::Fp32, Precision::F16, Precision::Int8].map(variant);
+        let name = |pins| what(folder, &all, pins).0.map(|variant| variant.precision.as_str());
         let int8 = Pins { precision: Some(Precision::Int8), ..Pins::default() };
         // Nothing is there: the first is missed.
         assert_eq!(name(int8), Some("fp32"));
@@ -266,10 +224,13 @@ mod tests {
             std::fs::write(folder.join(&variant.blob.id), b"").unwrap();
         }
         assert_eq!(name(Pins::default()), Some("f16"));
-        let choice = Choice { variant: all[2].blob.id.clone(), engine: Kind::Tract, tried: Vec::new() };
+        let choice = Choice { variant: all[2].blob.id.clone(), engine: Kind::OnnxRuntime, tried: Vec::new() };
         choice.write(folder).unwrap();
         assert_eq!(Choice::read(folder), Some(choice));
         assert_eq!(name(Pins::default()), Some("int8"));
+        assert_eq!(what(folder, &all, Pins::default()).1, Kind::OnnxRuntime);
+        let tract = Pins { engine: Some(Kind::Tract), ..Pins::default() };
+        assert_eq!(what(folder, &all, tract).1, Kind::Tract);
         assert_eq!(name(Pins { precision: Some(Precision::F16), ..Pins::default() }), Some("f16"));
         // One that is not there cannot be run, whatever is pinned or was chosen.
         std::fs::remove_file(folder.join(&all[2].blob.id)).unwrap();
@@ -281,7 +242,7 @@ mod tests {
     #[test]
     fn only_what_may_run_is_fetched_and_tried() {
         let folder = tempfile::tempdir().unwrap();
-        let all = [variant("fp32"), variant("int8")];
+        let all = [Precision::Fp32, Precision::Int8].map(variant);
         let names = |pins: Pins| pins.wanted(&all).iter().map(|v| v.precision.clone()).collect::<Vec<_>>();
         let pin = |precision| Pins { precision: Some(precision), ..Pins::default() };
         assert_eq!(names(Pins::default()), ["fp32", "int8"]);

@@ -13,7 +13,7 @@ use farlight_release::config::{self, ConfigManifest};
 use farlight_release::manifest::{Blob, Delta, MAX_MANIFEST, Manifest, ManifestError};
 use farlight_wire::ModelName;
 
-use crate::choice::{self, Choice, Pins, Plan};
+use crate::choice::{self, Pins, Plan};
 use crate::durable::{self, Access};
 use crate::transfer::Shortcut;
 
@@ -86,6 +86,8 @@ pub struct Whole {
     pub variant: String,
     /// Its precision.
     pub precision: String,
+    /// What is to run it.
+    pub engine: Kind,
     /// Its bytes.
     pub model: Vec<u8>,
     /// Bytes of the golden vectors.
@@ -165,12 +167,6 @@ impl Slots {
         let folder = self.root.join(model.as_str());
         durable::create_folder(&folder).map_err(io("create", &folder))?;
         durable::replace(&path, &pointer.encode(), Access::Normal).map_err(io("write", &path))
-    }
-
-    /// What is to run a slot: what the owner has set, or what was chosen.
-    pub fn engine(&self, slot: &Slot) -> Kind {
-        let chosen = || Choice::read(&self.folder(slot)).map(|choice| choice.engine);
-        self.pins(&slot.release.model).engine.or_else(chosen).unwrap_or_default()
     }
 
     /// Reads a slot and hashes every byte of it.
@@ -306,15 +302,15 @@ pub enum File<'a> {
 pub fn open_folder(folder: &Path, digest: &str, file: File<'_>) -> Result<Whole, SlotError> {
     let missing = |what: String| SlotError::Missing { digest: digest.to_owned(), what };
     let manifest = manifest(folder, digest)?;
-    let variant = match file {
-        File::Chosen(pins) => choice::file(folder, &manifest.variants, pins),
-        File::Of(id) => manifest.variants.iter().find(|variant| variant.blob.id == id),
+    let (variant, engine) = match file {
+        File::Chosen(pins) => choice::what(folder, &manifest.variants, pins),
+        File::Of(id) => (manifest.variants.iter().find(|variant| variant.blob.id == id), Kind::default()),
     };
     let variant = variant.ok_or_else(|| missing("a variant".to_owned()))?;
     let model = read_blob(folder, digest, &variant.blob)?;
     let golden = read_blob(folder, digest, &manifest.golden)?;
     let (variant, precision) = (variant.blob.id.clone(), variant.precision.clone());
-    Ok(Whole { manifest, variant, precision, model, golden })
+    Ok(Whole { manifest, variant, precision, engine, model, golden })
 }
 
 fn read_blob(folder: &Path, digest: &str, blob: &Blob) -> Result<Vec<u8>, SlotError> {

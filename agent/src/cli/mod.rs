@@ -345,7 +345,7 @@ fn infer(settings: &Settings, file: &Path, model: Option<ModelName>) -> Result<(
         return Err(fail(anyhow!("{model} is a configuration"), "choose a model with --model"));
     };
     let scheduling = settings.inference.plan(1).of(model.as_str());
-    let options = Options { engine: slots.engine(&slot), threads: scheduling.threads, ..Options::default() };
+    let options = Options { engine: whole.engine, threads: scheduling.threads, ..Options::default() };
     let engines = engines::open(&settings.inference.onnxruntime)?;
     let mut worker = Pipeline::load_with(&whole.manifest, &whole.model, options, &engines)
         .and_then(|pipeline| pipeline.worker())

@@ -11,7 +11,7 @@ use super::proto::infer_parameter::ParameterChoice;
 use super::proto::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use super::proto::{InferParameter, InferTensorContents, ModelInferRequest};
 use crate::protocol::binary;
-use crate::protocol::request::{Asked, Inputs, Output, Parameter, Parameters};
+use crate::protocol::request::{Asked, Inputs, Output, Parameter, Parameters, all};
 
 impl Parameters for HashMap<String, InferParameter> {
     fn parameter(&self, key: &str) -> Option<Parameter<'_>> {
@@ -74,13 +74,6 @@ fn input(inputs: &mut Inputs<'_>, tensor: InferInputTensor, raw: Option<Bytes>) 
 
 /// The elements of a type, from its field; all others are to be empty.
 fn typed(contents: InferTensorContents, datatype: Datatype) -> Result<Values, String> {
-    fn all<I: Copy + std::fmt::Display, T: TryFrom<I>>(
-        values: Vec<I>,
-        datatype: Datatype,
-    ) -> Result<Vec<T>, String> {
-        let one = |x: I| T::try_from(x).map_err(|_| format!("{x} is no {}", datatype.name()));
-        values.into_iter().map(one).collect()
-    }
     let InferTensorContents {
         bool_contents,
         int_contents,

@@ -5,6 +5,8 @@ use farlight_inference::Values;
 use farlight_release::manifest::Datatype;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, SeqAccess, Visitor};
 
+use crate::protocol::request::all;
+
 /// Most elements of one tensor: what the largest input holds in a full batch is less.
 const MAX_ELEMENTS: usize = 1 << 26;
 
@@ -194,13 +196,6 @@ where
     i32: TryFrom<I>,
     i64: TryFrom<I>,
 {
-    fn all<I: Copy + std::fmt::Display, T: TryFrom<I>>(
-        values: Vec<I>,
-        datatype: Datatype,
-    ) -> Result<Vec<T>, String> {
-        let one = |x: I| T::try_from(x).map_err(|_| format!("{x} is no {}", datatype.name()));
-        values.into_iter().map(one).collect()
-    }
     let float = |x: &I| -> f64 { Into::<i128>::into(*x) as f64 };
     Ok(match datatype {
         Datatype::Bool => {

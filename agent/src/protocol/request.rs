@@ -220,6 +220,18 @@ pub(crate) fn whole(
     split(&[spec], vec![Input { values, items: batch(manifest, items)? }])
 }
 
+/// Whole numbers as elements of a type.
+///
+/// # Errors
+/// A text that names the first that does not fit.
+pub(crate) fn all<I: Copy + std::fmt::Display, T: TryFrom<I>>(
+    values: Vec<I>,
+    datatype: Datatype,
+) -> Result<Vec<T>, String> {
+    let one = |x: I| T::try_from(x).map_err(|_| format!("{x} is no {}", datatype.name()));
+    values.into_iter().map(one).collect()
+}
+
 fn elements(spec: &TensorSpec) -> usize {
     farlight_inference::tensor::elements(&spec.shape).unwrap_or(usize::MAX)
 }

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use farlight_inference::{Kind, Provider};
+use farlight_release::manifest::Precision;
 use serde::Deserialize;
 
-use crate::choice::{self, Pins, Precision};
+use crate::choice::{self, Pins};
 use crate::models::{Plan, Scheduling};
 use crate::queue::Policy;
 use crate::streams;

@@ -247,10 +247,33 @@ pub struct Variant {
     pub deltas: Vec<Delta>,
 }
 
+/// Precision of a file's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Single precision.
+    Fp32,
+    /// Half precision.
+    F16,
+    /// Integers of eight bits.
+    Int8,
+}
+
+impl Precision {
+    /// As the manifest has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
 impl Variant {
     /// A file in the one format that there is.
-    pub fn onnx(precision: &str, blob: Blob, deltas: Vec<Delta>) -> Self {
-        Self { precision: precision.to_owned(), format: "onnx".to_owned(), blob, deltas }
+    pub fn onnx(precision: Precision, blob: Blob, deltas: Vec<Delta>) -> Self {
+        Self { precision: precision.name().to_owned(), format: "onnx".to_owned(), blob, deltas }
     }
 }
 

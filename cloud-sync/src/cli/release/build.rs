@@ -7,7 +7,7 @@ use std::time::Instant;
 use farlight_inference::simplify::unsupported;
 use farlight_inference::{Item, LoadError, Pipeline, State, Values, golden, profile};
 use farlight_release::blob;
-use farlight_release::manifest::{Lineage, Task, Variant};
+use farlight_release::manifest::{Lineage, Precision, Task, Variant};
 use farlight_training::data::Samples;
 use farlight_wire::ReleaseId;
 use farlight_wire::codes::Code;
@@ -133,7 +133,7 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<(), CliError> {
     let deltas = made.iter().map(|made| made.delta.clone()).collect();
     let golden = blob::describe(&golden_bytes);
     let others = others(&recipe, args, &onnx, &vectors)?;
-    let mut variants = vec![Variant::onnx("fp32", model, deltas)];
+    let mut variants = vec![Variant::onnx(Precision::Fp32, model, deltas)];
     variants.extend(others.iter().map(|(variant, _)| variant.clone()));
     let manifest = recipe.manifest(release.clone(), variants, golden, profile, lineage);
     manifest.check().map_err(|e| recipe_error(args, &e.to_string()))?;
@@ -185,7 +185,7 @@ fn others(
         let pipeline = Pipeline::load(&draft, &bytes).map_err(|error| wrong(error.to_string()))?;
         golden::check(&pipeline, vectors, recipe.golden.tolerance, || {})
             .map_err(|error| wrong(error.to_string()))?;
-        all.push((Variant::onnx(precision, blob, Vec::new()), bytes));
+        all.push((Variant::onnx(other.precision, blob, Vec::new()), bytes));
     }
     Ok(all)
 }

@@ -8,8 +8,8 @@ use farlight_inference::simplify::{Simplify, simplify};
 use farlight_inference::{Item, Tensor, Values, golden, tensor};
 use farlight_onnx::{Limits, Model, convert};
 use farlight_release::manifest::{
-    BatchAxis, Blob, Budgets, Datatype, FORMAT, Lineage, Manifest, OnViolation, PostStep, PreStep, Profile,
-    Requires, Sampling, StateSpec, Task, TensorSpec, Variant,
+    BatchAxis, Blob, Budgets, Datatype, FORMAT, Lineage, Manifest, OnViolation, PostStep, PreStep, Precision,
+    Profile, Requires, Sampling, StateSpec, Task, TensorSpec, Variant,
 };
 use farlight_training::data::Samples;
 use farlight_wire::{ModelName, ReleaseId};
@@ -140,30 +140,10 @@ pub struct Input {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OtherFile {
-    /// Precision of its weights.
+    /// Precision of its weights, other than `fp32`.
     pub precision: Precision,
     /// The file, below the recipe's folder; made of the model's weights when left out.
     pub file: Option<PathBuf>,
-}
-
-/// Precision of weights, other than the model's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Precision {
-    /// Half precision.
-    F16,
-    /// Integers of eight bits.
-    Int8,
-}
-
-impl Precision {
-    /// As the manifest has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F16 => "f16",
-            Self::Int8 => "int8",
-        }
-    }
 }
 
 impl OtherFile {
@@ -172,16 +152,17 @@ impl OtherFile {
     /// # Errors
     /// When the file cannot be read, or the model has no such form.
     pub fn onnx(&self, folder: &Path, model: &[u8]) -> Result<Vec<u8>, CliError> {
+        let wrong = |why: String| CliError::file(format!("recipe, variant {}: {why}", self.precision.name()));
+        let made = match self.precision {
+            Precision::Fp32 => return Err(wrong("that is the model itself: leave it out".to_owned())),
+            Precision::F16 => convert::f16,
+            Precision::Int8 => convert::int8,
+        };
         if let Some(file) = &self.file {
             return files::read(&folder.join(file));
         }
-        let wrong = |why: String| CliError::file(format!("recipe, variant {}: {why}", self.precision.name()));
         let model = Model::parse(model, &Limits::default()).map_err(|error| wrong(error.to_string()))?;
-        let made = match self.precision {
-            Precision::F16 => convert::f16(&model),
-            Precision::Int8 => convert::int8(&model),
-        };
-        Ok(made.map_err(|error| wrong(error.to_string()))?.into_bytes())
+        Ok(made(&model).map_err(|error| wrong(error.to_string()))?.into_bytes())
     }
 }
 
@@ -328,7 +309,7 @@ impl Recipe {
             class_counts: vec![0; self.labels.len()],
         };
         let lineage = Lineage { metrics: BTreeMap::new(), ..Lineage::default() };
-        let only = Variant::onnx("fp32", variant.clone(), Vec::new());
+        let only = Variant::onnx(Precision::Fp32, variant.clone(), Vec::new());
         self.manifest(release, vec![only], variant, empty, lineage)
     }
 }

@@ -1,8 +1,7 @@
 //! What runs a graph: the interface that the pipeline sees, and the choice of who is behind it. Each engine is
-//! named by one file alone.
+//! named by one module alone.
 
 pub(crate) mod choice;
-mod kept;
 #[cfg(feature = "onnxruntime")]
 mod ort;
 pub(crate) mod tract;
@@ -12,7 +11,7 @@ use farlight_release::manifest::Datatype;
 
 use crate::tensor::Tensor;
 
-pub use kept::Resident;
+pub use tract::Resident;
 
 /// Why the engine refused.
 #[derive(Debug, Clone, thiserror::Error)]

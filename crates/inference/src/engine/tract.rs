@@ -1,5 +1,7 @@
-//! The tract engine: it turns ONNX bytes into a shared plan. tract panics on
+//! The tract engine, the one module that names tract. It turns ONNX bytes into a shared plan. tract panics on
 //! some malformed graphs, so loading and running catch it.
+
+mod kept;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,9 +12,10 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_hir::infer::Factoid as _;
 use tract_onnx::tract_hir::internal::{DimLike as _, bail, format_err};
 
-use super::kept::{Mark, with_state};
 use super::{Batch, Engine, EngineError, Port};
 use crate::tensor::{Tensor as Plain, Values};
+pub use kept::Resident;
+use kept::{Mark, with_state};
 
 /// A plan and what goes in and comes out of it.
 pub(super) struct Tract {
