@@ -102,7 +102,9 @@ async fn hang(watchdog: &mut Watchdog, device: &mut Device) {
 
 #[test]
 fn the_unit_has_a_watchdog_and_starts_what_it_ended_again() {
-    let unit = std::fs::read_to_string(workspace_root().join("systemd/farlight-agent.service"));
+    let unit = std::fs::read_to_string(
+        workspace_root().join("systemd/usr/lib/systemd/system/farlight-agent.service"),
+    );
     let unit = unit.unwrap();
     let has = |line: &str| unit.lines().any(|one| one == line);
     assert!(unit.lines().any(|line| line.starts_with("WatchdogSec=")) && has("Restart=always"), "{unit}");
