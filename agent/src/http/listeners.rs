@@ -1,5 +1,6 @@
 //! Where clients connect over HTTP: the listeners, and how a connection is served.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -31,13 +32,18 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds what the settings ask for, before anything else starts.
+    /// Binds what the settings ask for, before anything else starts. A socket that the service manager listens on
+    /// already takes the place of the one of its kind.
     ///
     /// # Errors
-    /// When an address is taken or not allowed.
+    /// When an address is taken or not allowed, or when a socket is passed that is of no use.
     pub async fn bind(settings: &settings::Http) -> Result<Self, Fatal> {
-        let tcp = if settings.listen.is_empty() {
-            None
+        let passed = passed().map_err(|error| {
+            let hint = "give farlight-agent.socket one ListenStream= of each kind at most: a path, and an address with a port";
+            Fatal::new(ExitCode::Config, error, hint)
+        })?;
+        let tcp = if passed.tcp.is_some() || settings.listen.is_empty() {
+            passed.tcp
         } else {
             let listener = TcpListener::bind(&settings.listen)
                 .await
@@ -52,8 +58,8 @@ impl Listeners {
             Some(listener)
         };
         let hint = "check the folder of http.socket and its permissions";
-        let unix = match settings.socket.as_os_str().is_empty() {
-            true => None,
+        let unix = match passed.unix.is_some() || settings.socket.as_os_str().is_empty() {
+            true => passed.unix,
             false => Some(bind_unix(&settings.socket, 0o660, hint)?),
         };
         Ok(Self { tcp, unix })
@@ -109,6 +115,37 @@ async fn talk(
     Ok(connection.await?)
 }
 
+/// What the service manager passes: `sd_listen_fds(3)`.
+fn passed() -> anyhow::Result<Listeners> {
+    let passed = sd_listen_fds::get().context("read LISTEN_PID and LISTEN_FDS")?;
+    sort(passed.into_iter().map(|(_, socket)| socket.into_std()))
+}
+
+/// Finds out what `sockets` are: at most one of each kind.
+fn sort(sockets: impl IntoIterator<Item = OwnedFd>) -> anyhow::Result<Listeners> {
+    let mut listeners = Listeners { tcp: None, unix: None };
+    for socket in sockets {
+        // They come without it, and no child is to inherit them.
+        rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC).context("a passed socket")?;
+        anyhow::ensure!(
+            rustix::net::sockopt::socket_acceptconn(&socket).unwrap_or(false),
+            "a passed file listens for no streams"
+        );
+        let family = rustix::net::sockopt::socket_domain(&socket).context("a passed socket")?;
+        let second = if family == rustix::net::AddressFamily::UNIX {
+            let listener = std::os::unix::net::UnixListener::from(socket);
+            listener.set_nonblocking(true)?;
+            listeners.unix.replace(UnixListener::from_std(listener)?).is_some()
+        } else {
+            let listener = std::net::TcpListener::from(socket);
+            listener.set_nonblocking(true)?;
+            listeners.tcp.replace(TcpListener::from_std(listener)?).is_some()
+        };
+        anyhow::ensure!(!second, "two sockets of the same kind are passed");
+    }
+    Ok(listeners)
+}
+
 fn bind_unix(path: &Path, mode: u32, hint: &str) -> Result<UnixListener, Fatal> {
     let fail = |error: std::io::Error| {
         let error = anyhow::Error::new(error).context(format!("listen on {}", path.display()));
@@ -129,4 +166,33 @@ fn bind_unix(path: &Path, mode: u32, hint: &str) -> Result<UnixListener, Fatal> 
     let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
     std::fs::set_permissions(path, mode).map_err(fail)?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_socket_of_each_kind_is_taken_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let unix = |name| std::os::unix::net::UnixListener::bind(folder.path().join(name)).unwrap();
+        let tcp = || std::net::TcpListener::bind("[::1]:0").unwrap();
+
+        let none = sort([]).unwrap();
+        assert!(none.tcp.is_none() && none.unix.is_none());
+        let both = sort([OwnedFd::from(tcp()), OwnedFd::from(unix("a"))]).unwrap();
+        assert!(both.address().is_some());
+        let connecting = UnixStream::connect(folder.path().join("a"));
+        let (connected, accepted) = tokio::join!(connecting, both.unix.as_ref().unwrap().accept());
+        connected.unwrap();
+        accepted.unwrap();
+
+        let refused = |sockets: Vec<OwnedFd>| sort(sockets).err().unwrap().to_string();
+        assert!(refused(vec![tcp().into(), tcp().into()]).contains("two sockets"));
+        assert!(refused(vec![unix("b").into(), unix("c").into()]).contains("two sockets"));
+        let file = std::fs::File::open(folder.path()).unwrap();
+        assert!(refused(vec![file.into()]).contains("listens for no streams"));
+        let datagrams = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(refused(vec![datagrams.into()]).contains("listens for no streams"));
+    }
 }
