@@ -1,11 +1,7 @@
 //! The HTTPS API from outside: authentication, enrolment tokens, the shape of errors, exit codes.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
-mod support;
-
+use crate::support::{CloudProcess, TestCloud, data_folder};
 use serde_json::json;
-use support::{CloudProcess, TestCloud, data_folder};
 
 fn csr() -> String {
     let key = rcgen::KeyPair::generate().unwrap();

@@ -1,17 +1,15 @@
 //! Records from a device over real TLS and the real broker into a real database: repeated, skipped,
 //! cut off, with the service killed at any moment. Nothing acknowledged is lost, nothing counts twice.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{
+    CloudProcess, DEADLINE, Operator, TestCloud, begin_repository, data_folder, eventually,
+};
 use farlight_wire::limits::MAX_PAYLOAD;
 use farlight_wire::telemetry::{ModelWindowV1, VitalsV1};
 use farlight_wire::{Batch, Counts, Millis, Seq, Sketch, Stream, Window, encode, topics};
 use rumqttc::{Event, Packet, QoS, SubscribeReasonCode};
-use support::{CloudProcess, DEADLINE, Operator, TestCloud, begin_repository, data_folder, eventually};
 
 fn window(number: u64) -> Window {
     let mut latency = Sketch::default();

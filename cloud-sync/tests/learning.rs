@@ -1,13 +1,10 @@
 //! The learning loop on real processes: service, operator's command line, trainer; and what a trainer
 //! does with jobs it cannot do.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::support::{CloudProcess, data_folder, eventually};
 use farlight_cloud::learning::job::{CONTRACT, Folder, Job, TaskSpec};
 use farlight_cloud::learning::plan::{self, Labelled};
 use farlight_cloud::learning::recipe::TrainingRecipe;
@@ -15,7 +12,6 @@ use farlight_cloud::store::Store;
 use farlight_onnx::{Dim, GraphBuilder};
 use farlight_training::{Samples, Settings};
 use serde_json::Value;
-use support::{CloudProcess, eventually};
 
 fn models() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/watch-gestures")
@@ -75,7 +71,7 @@ async fn label_cases(data: &Path, from: usize, to: usize) {
 
 #[tokio::test]
 async fn labelled_cases_become_a_better_model_that_passes_the_gate() {
-    let folder = support::data_folder();
+    let folder = data_folder();
     let data = folder.path();
     let cloud = CloudProcess::start(data, "127.0.0.1:0", "127.0.0.1:0");
     eventually("the operator's profile", async || data.join("operator.json").exists().then_some(())).await;

@@ -1,8 +1,6 @@
 //! The reference models in the repository are what their cards say, and trainer and fleet engine agree
 //! on every answer.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::path::{Path, PathBuf};
 
 use farlight_cloud::cli::release::recipe::Recipe;

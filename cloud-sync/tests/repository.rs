@@ -1,8 +1,6 @@
 //! The registry on a real folder and database: what it publishes, a device's client accepts; what was
 //! tampered with or rolled back, registry and client refuse. No network: the client reads the files.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::fs;
 use std::path::Path;
 

@@ -1,14 +1,11 @@
 //! Rollouts from the API to devices that answer like agents, over the real broker and database; drift
 //! and cases from what the devices send.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
-
-mod support;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::{Connection, Operator, TestCloud, TestDevice, eventually, publish};
 use farlight_wire::case::{CaseKind, CaseTensor, TensorEncoding};
 use farlight_wire::report::{ErrorReport, Event, Inventory, Running, UpdateReport, UpdateState};
 use farlight_wire::telemetry::{ModelWindowV1, VitalsV1};
@@ -16,7 +13,6 @@ use farlight_wire::{
     Batch, Case, Counts, Desired, Millis, ReleaseId, Report, Seq, Sketch, Stream, Window, decode,
 };
 use serde_json::{Value, json};
-use support::{Connection, Operator, TestCloud, TestDevice, eventually, publish};
 use tokio::sync::Mutex;
 
 /// What an agent makes of a release.

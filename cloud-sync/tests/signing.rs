@@ -1,18 +1,14 @@
 //! The operator's command line on real files and a real cloud: families, thresholds on several machines, key
 //! rotation, configuration releases. What it publishes, a device's client follows.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
-
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::{TestCloud, data_folder};
 use farlight_release::blob::describe;
 use farlight_release::tuf::{Client, Step, TufError};
 use farlight_wire::ReleaseId;
 use serde_json::{Value, json};
-use support::TestCloud;
 
 /// A graph without a node: what the registry takes for a model.
 const BLOB: &[u8] = b"\x3a\x02\x12\x00";
@@ -25,7 +21,7 @@ struct World {
 
 impl World {
     async fn new(generate: &[&str], init: &[&str]) -> Self {
-        let data = support::data_folder();
+        let data = data_folder();
         let root = data.path().join("repo/metadata/1.root.json");
         let offline = path(data.path(), "offline");
         run(data.path(), &[&["keys", "generate", &offline], generate].concat()).await.unwrap();

@@ -1,7 +1,5 @@
 //! A release with several files of the same model: each device measures them, runs the fastest whose golden vectors
 //! pass, and says so; its owner may name the one to run.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::time::Duration;
 
 use farlight_test_support::{

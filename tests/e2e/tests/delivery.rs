@@ -1,6 +1,4 @@
 //! What people do with delivery, end to end: hold it, shadow it, take it back, insist, look at what happened.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::time::Duration;
 
 use farlight_test_support::reqwest::Method;

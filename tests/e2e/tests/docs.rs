@@ -1,7 +1,5 @@
 //! Every command of README.md, docs/delivery.md and docs/signing.md is run as it stands there, line by line and
 //! in its order, against a real cloud and a real device.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;

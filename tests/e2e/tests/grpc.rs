@@ -1,7 +1,5 @@
 //! The gRPC form of the inference service of a real agent: the same answers as over HTTP, streams of requests, malformed
 //! messages, overload, cancellation, and a stop with a stream open.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes};

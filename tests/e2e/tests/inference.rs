@@ -1,7 +1,5 @@
 //! The inference service of a real agent: several inputs of every type, batches, overload, models out of memory and
 //! back, streams with a state, and routes of signed configuration with a breaker.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::time::Duration;
 
 use farlight_test_support::reqwest::StatusCode;

@@ -1,7 +1,5 @@
 //! A real agent with the board's ONNX Runtime: releases are tested and served with it, single models otherwise, and by
 //! tract with a reason where it is not there.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::path::Path;
 use std::time::Duration;
 

@@ -1,6 +1,4 @@
 //! Records end to end: nothing acknowledged is lost, nothing is counted twice.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;

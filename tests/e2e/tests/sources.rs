@@ -1,6 +1,4 @@
 //! Inputs besides HTTP: a broker on the gateway (Mosquitto), a recording, a watched folder and standard input.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;

@@ -1,6 +1,4 @@
 //! Updates end to end: a release reaches a device, survives kill -9, and what is wrong is refused.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::time::Duration;
 
 use farlight_test_support::{Device, DeviceOptions, Fleet, InferFailure, MODEL, until, workspace_root};

@@ -1,7 +1,5 @@
 //! A hang is a crash: an agent that no longer tells its watchdog that it turns is ended as systemd ends it, and
 //! each life that ends so uses up one trial of the release on probation.
-#![allow(clippy::unwrap_used, reason = "tests")]
-
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
