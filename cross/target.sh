@@ -1,11 +1,11 @@
 # Sourced by the scripts that work for a target: looks one up in cross/targets.
 # shellcheck shell=bash disable=SC2034 # what is set is for who sources this
 
-# Sets name, triple, debian, gnu, qemu, loader, glibc, size of a target by its name or triple, and what follows from them:
+# Sets name, triple, debian, gnu, qemu, loader, glibc, dist, small of a target by its name or triple, and what follows from them:
 # compiler, prefix of its tools, the Debian packages of both, the folder of the target's libc.
 target() {
     local wanted=$1
-    while read -r name triple debian gnu qemu loader glibc size; do
+    while read -r name triple debian gnu qemu loader glibc dist small; do
         [[ $name != "#"* && ( $name = "$wanted" || $triple = "$wanted" ) ]] || continue
         if [ "$gnu" = "$(uname -m)-linux-gnu" ]; then
             tools=
