@@ -21,3 +21,7 @@ target() {
     echo "${0##*/}: no target $wanted: $(sed -n 's/^\([a-z][a-z0-9_]*\) .*/\1/p' "$(dirname "${BASH_SOURCE[0]}")/targets" | xargs)" >&2
     exit 2
 }
+
+# Two builds of one state of the source agree on the time, wherever a tool asks for it.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$(dirname "${BASH_SOURCE[0]}")" log -1 --format=%ct 2>/dev/null || echo 0)}
+export SOURCE_DATE_EPOCH
