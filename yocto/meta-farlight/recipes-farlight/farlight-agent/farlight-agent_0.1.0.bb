@@ -44,7 +44,7 @@ do_install() {
     install -D -m 0644 ${S}/systemd/usr/lib/sysusers.d/farlight-agent.conf ${D}${nonarch_libdir}/sysusers.d/farlight-agent.conf
 
     install -d ${D}${systemd_system_unitdir}
-    for unit in farlight-agent.service farlight-agent-diagnostics.service farlight-agent-retry.timer farlight-enrol.service; do
+    for unit in farlight-agent.service farlight-agent.socket farlight-agent-diagnostics.service farlight-agent-retry.timer farlight-enrol.service; do
         install -m 0644 ${S}/systemd/usr/lib/systemd/system/$unit ${D}${systemd_system_unitdir}/$unit
     done
     install -D -m 0644 ${UNPACKDIR}/enrolment-on-data.conf ${D}${systemd_system_unitdir}/farlight-enrol.service.d/data.conf
