@@ -35,8 +35,8 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let mut serving = Serving::start("")?;
     let most = |value| Goal { value: Some(value), ..Goal::default() };
     let (size, profile, how) = stripped(&serving)?;
-    // Only the profile that is shipped is held to the goal.
-    let goal = if profile == "dist" { most(PROGRAM_MIB) } else { Goal::default() };
+    // Only the profile for size is held to the goal.
+    let goal = if profile == "small" { most(PROGRAM_MIB) } else { Goal::default() };
     printer.print(&Report::new("footprint/program", size, "MiB", None, goal).detail(how))?;
 
     serving.pass(REST)?;
@@ -82,7 +82,7 @@ fn memory(
     )
 }
 
-/// Size of the agent's program without symbols, MiB, the profile that it was built with, and how to build the one that is shipped.
+/// Size of the agent's program without symbols, MiB, the profile that it was built with, and how to build the one for size.
 fn stripped(serving: &Serving) -> anyhow::Result<(f64, String, String)> {
     let folder = tempfile::tempdir()?;
     let copy = folder.path().join("agent");
@@ -94,7 +94,7 @@ fn stripped(serving: &Serving) -> anyhow::Result<(f64, String, String)> {
     let profile = profile.context("the program is in no folder")?.to_string_lossy().into_owned();
     let how = if stripped { "stripped" } else { "not stripped: there is no strip (Debian: binutils)" };
     let detail = format!(
-        "profile {profile}, {how}; the one that is shipped: cargo build --profile dist --workspace --bins, then target/dist/bench footprint"
+        "profile {profile}, {how}; the one for size: cargo build --profile small --workspace --bins, then target/small/bench footprint"
     );
     Ok((size, profile, detail))
 }
