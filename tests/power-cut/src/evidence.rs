@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::disk::Disk;
 use crate::look::{self, DATABASES, Rows, Scratch, Trusted};
-use crate::trace::{Act, Event, Node, ROOT, Trace, is_digest};
+use crate::trace::{Act, Event, Node, ROOT, Trace, Tree, is_digest};
 
 /// What must hold after a cut.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -34,6 +34,18 @@ pub struct Required {
     pub is_enrolled: bool,
     /// Rows of each database.
     pub rows: BTreeMap<String, Arc<Rows>>,
+}
+
+impl Required {
+    /// What a cut left is the least that the next one may leave.
+    pub fn left(&mut self, tree: &Tree) {
+        for (model, pointer) in look::pointers(tree) {
+            if let Some(pointer) = pointer {
+                self.pointers.insert(model, pointer.sequence);
+            }
+        }
+        self.trust = look::trusted(tree).or(self.trust.take());
+    }
 }
 
 /// What must hold, moment by moment.

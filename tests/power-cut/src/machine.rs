@@ -19,7 +19,6 @@ use tokio::runtime::Runtime;
 
 use crate::boot::Starter;
 use crate::evidence::Required;
-use crate::look;
 use crate::rules;
 use crate::scenario::publish_patient;
 use crate::trace::Tree;
@@ -61,7 +60,10 @@ pub fn run(
     let began = Instant::now();
     let mut required = Required { is_enrolled: true, ..Required::default() };
     required.serving.insert(MODEL.to_owned());
-    note(&mut required, &machine.read()?, &digests(&fleet)?);
+    let good = digests(&fleet)?;
+    required.tested.extend(good.iter().cloned());
+    required.confirmed.extend(good);
+    required.left(&machine.read()?);
     let (mut violations, mut acknowledged) = (0, 0);
     for number in 1..=count {
         let life = Duration::from_millis(random.random_range(0..LONGEST_LIFE));
@@ -83,7 +85,7 @@ pub fn run(
             }
             say(&format!("    again: tests/power-cut/run --cuts {count} --seed {seed}"));
         }
-        note(&mut required, &tree, &BTreeSet::new());
+        required.left(&tree);
     }
     say(&format!(
         "cuts: {count} in {} s, {acknowledged} installations acknowledged, {violations} violations, seed {seed}",
@@ -111,18 +113,6 @@ async fn prepare() -> anyhow::Result<(Fleet, Device)> {
 
 fn sticks(fleet: &Fleet) -> PathBuf {
     fleet.folder.path().join("sticks")
-}
-
-/// What a disk holds is the least that the next cut may leave.
-fn note(required: &mut Required, tree: &Tree, good: &BTreeSet<String>) {
-    for (model, pointer) in look::pointers(tree) {
-        if let Some(pointer) = pointer {
-            required.pointers.insert(model, pointer.sequence);
-        }
-    }
-    required.trust = look::trusted(tree).or(required.trust.take());
-    required.tested.extend(good.iter().cloned());
-    required.confirmed.extend(good.iter().cloned());
 }
 
 /// Digests of the releases, which all are good.

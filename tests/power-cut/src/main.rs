@@ -9,8 +9,9 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Parser;
 use farlight_power_cut::replay::{self, Plan, Summary};
+use farlight_power_cut::rules::Violation;
 use farlight_power_cut::scenario::{self, Recording, Scenario};
-use farlight_power_cut::{kills, machine};
+use farlight_power_cut::{device, kills, machine};
 use farlight_test_support::workspace_root;
 
 /// States examined of each scenario when neither all nor another number is asked for: two cores take about
@@ -45,6 +46,10 @@ struct Args {
     /// Leave every sync of the agent out, and succeed when that is found out.
     #[arg(long, requires = "cuts")]
     unsynced: bool,
+    /// Instead of replaying, hold what the last cut of a booted machine left to the rules: `tests/vm/run` writes the
+    /// folder.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["kills", "cuts"])]
+    judge: Option<PathBuf>,
     /// Replay the recording in this folder again.
     #[arg(long, value_name = "FOLDER")]
     replay: Option<PathBuf>,
@@ -71,6 +76,12 @@ fn say(line: &str) {
 }
 
 fn run(args: &Args) -> anyhow::Result<bool> {
+    if let Some(folder) = &args.judge {
+        let (number, broken) = device::judge(folder)?;
+        say(&format!("cut {number}: {} violations", broken.len()));
+        tell(&broken);
+        return Ok(broken.is_empty());
+    }
     let seed = args.seed.unwrap_or_else(rand::random);
     let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
     if let Some(count) = args.kills {
@@ -103,6 +114,12 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     Ok(holds)
 }
 
+fn tell(broken: &[Violation]) {
+    for violation in broken {
+        say(&format!("    {:?}: {}", violation.rule, violation.text));
+    }
+}
+
 /// Replays a recording and prints what was found; whether every rule held.
 fn examine(recording: &Recording, folder: &Path, plan: &Plan) -> anyhow::Result<bool> {
     let began = Instant::now();
@@ -116,9 +133,7 @@ fn examine(recording: &Recording, folder: &Path, plan: &Plan) -> anyhow::Result<
     ));
     for (state, broken) in violations.iter().take(SHOWN) {
         say(&format!("  seed {} scenario {name} state {state}:", plan.seed));
-        for violation in broken {
-            say(&format!("    {:?}: {}", violation.rule, violation.text));
-        }
+        tell(broken);
         say(&format!(
             "    again: tests/power-cut/run --replay {} --seed {} --state {state}",
             folder.display(),
