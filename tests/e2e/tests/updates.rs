@@ -71,13 +71,18 @@ async fn killing_the_agent_at_any_moment_of_an_update_leaves_a_verified_model() 
     let steps = ["Fetching", "Verifying", "SelfTest", "Activating", "Probation"];
     let log = device.folder().join("agent.log");
     for step in 0..steps.len() {
-        until("the next step is reached", WAIT, async || {
+        let went_on = until("the next step is reached", WAIT, async || {
             let text = std::fs::read_to_string(&log)?;
-            let reached = steps[step..].iter().any(|s| text.contains(&format!("{MODEL}/1.1.0 state={s}")));
-            Ok(reached.then_some(()))
+            let says = |state: &str| text.contains(&format!("{MODEL}/1.1.0 state={state}"));
+            // Three self-tests that were cut short are enough for the device.
+            let gave_up = says("Failed");
+            Ok((gave_up || steps[step..].iter().any(|state| says(state))).then_some(!gave_up))
         })
         .await
         .unwrap();
+        if !went_on {
+            break;
+        }
         device.kill().unwrap();
         device.start().await.unwrap();
         let running = device.running(MODEL).await.unwrap();
