@@ -90,3 +90,46 @@ fn relied(required: &mut Required, before: &BTreeMap<String, Option<Pointer>>, t
 fn on_trial(pointer: &Pointer) -> Option<&str> {
     pointer.trials.and(pointer.active.as_ref()).map(|slot| slot.digest.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use farlight_device::pointer::Slot;
+
+    use super::*;
+
+    const MODEL: &str = "watch-gestures";
+
+    fn before(trials: Option<u8>) -> BTreeMap<String, Option<Pointer>> {
+        let release = format!("{MODEL}/1.0.0").parse().unwrap();
+        let active = Some(Slot { release, digest: "d1".to_owned() });
+        BTreeMap::from([(
+            MODEL.to_owned(),
+            Some(Pointer { sequence: 4, active, trials, ..Pointer::default() }),
+        )])
+    }
+
+    #[test]
+    fn starts_on_trial_are_counted_from_the_activation_on() {
+        let mut required = Required::default();
+        let mut life = |trials, told: &str| {
+            relied(&mut required, &before(trials), told);
+            required.starts.get("d1").copied()
+        };
+        assert_eq!(life(Some(TRIALS), "started d1\n"), Some(1));
+        assert_eq!(life(Some(TRIALS - 1), "started d1\n"), Some(2));
+        // A life that ended before anything answered, and another release.
+        assert_eq!(life(Some(TRIALS - 2), ""), Some(2));
+        assert_eq!(life(Some(TRIALS - 2), "started d2\n"), Some(2));
+        // Activated again, and then confirmed.
+        assert_eq!(life(Some(TRIALS), "started d1\n"), Some(1));
+        assert_eq!(life(None, "started d1\n"), None);
+    }
+
+    #[test]
+    fn a_pointer_that_was_told_is_the_least_and_a_torn_line_is_none() {
+        let mut required = Required::default();
+        let told = serde_json::to_string(&before(None)[MODEL]).unwrap();
+        relied(&mut required, &before(None), &format!("{told}\n{}", &told[..told.len() / 2]));
+        assert_eq!(required.pointers, BTreeMap::from([(MODEL.to_owned(), 4)]));
+    }
+}
