@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Sends the same inputs to two agents and compares what they answer, number by number.
+"""Sends the same inputs to two agents, in JSON and in binary by turns, and compares what they answer, number by number.
 
     parity.py --models FOLDER --native ADDRESS --foreign ADDRESS --version V    watch-gestures in this version
     parity.py --models FOLDER --change FILE    writes watch-gestures with one weight changed, for an update
@@ -55,25 +55,67 @@ def watch_gestures(models):
         ]
 
 
-def ask(address, model, shape, data):
-    """Scores, label and version; a busy agent is asked again."""
+def in_json(shape, data):
+    """Body and headers of a request in JSON, answered in JSON."""
     request = {"inputs": [{"name": "x", "shape": shape, "datatype": "FP32", "data": data}]}
+    return json.dumps(request).encode(), {"Content-Type": "application/json"}
+
+
+def in_binary(shape, data):
+    """The same with the tensors as bytes behind the JSON, both ways (the protocol's extension for binary tensors)."""
+    body = struct.pack(f"<{len(data)}f", *data)
+    tensor = {"name": "x", "shape": shape, "datatype": "FP32", "parameters": {"binary_data_size": len(body)}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    return head + body, {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+
+
+def outputs_of(response):
+    """Tensors of an answer by their names, and the version that answered."""
+    body = response.read()
+    head = int(response.headers.get("Inference-Header-Content-Length") or len(body))
+    answer = json.loads(body[:head])
+    at = head
+    outputs = {}
+    for output in answer["outputs"]:
+        size = output.get("parameters", {}).get("binary_data_size")
+        if size is None:
+            outputs[output["name"]] = output["data"]
+            continue
+        tensor, at = body[at : at + size], at + size
+        outputs[output["name"]] = ELEMENTS[output["datatype"]](tensor)
+    return outputs, answer["model_version"]
+
+
+def texts(tensor):
+    found, at = [], 0
+    while at < len(tensor):
+        (length,) = struct.unpack_from("<I", tensor, at)
+        found.append(tensor[at + 4 : at + 4 + length].decode())
+        at += 4 + length
+    return found
+
+
+ELEMENTS = {
+    "FP32": lambda tensor: list(struct.unpack(f"<{len(tensor) // 4}f", tensor)),
+    "INT64": lambda tensor: list(struct.unpack(f"<{len(tensor) // 8}q", tensor)),
+    "BYTES": texts,
+}
+
+
+def ask(address, model, request):
+    """Scores, the other outputs and the version; a busy agent is asked again."""
     until = time.monotonic() + SECONDS
+    body, headers = request
     while True:
-        call = urllib.request.Request(
-            f"http://{address}/v2/models/{model}/infer",
-            json.dumps(request).encode(),
-            {"Content-Type": "application/json"},
-        )
+        call = urllib.request.Request(f"http://{address}/v2/models/{model}/infer", body, headers)
         try:
             with urllib.request.urlopen(call, timeout=SECONDS) as response:
-                answer = json.load(response)
+                outputs, version = outputs_of(response)
         except urllib.error.HTTPError as error:
             if error.code != 503 or time.monotonic() > until:
                 sys.exit(f"{model} at {address}: {error.code} {error.read().decode()}")
             continue
-        outputs = {output["name"]: output["data"] for output in answer["outputs"]}
-        return outputs.pop("scores"), outputs, answer["model_version"]
+        return outputs.pop("scores"), outputs, version
 
 
 def compare(models, native, foreign, version):
@@ -81,9 +123,10 @@ def compare(models, native, foreign, version):
     numbers = 0
     inputs = 0
     for model, source, expected in (("digits", digits, "1.0.0"), ("watch-gestures", watch_gestures, version)):
-        for shape, data in source(models):
-            ours, said, release = ask(native, model, shape, data)
-            theirs, also, other = ask(foreign, model, shape, data)
+        for at, (shape, data) in enumerate(source(models)):
+            request = (in_json, in_binary)[at % 2](shape, data)
+            ours, said, release = ask(native, model, request)
+            theirs, also, other = ask(foreign, model, request)
             if not expected == release == other:
                 sys.exit(f"{model}: {release} and {other} answered, not {expected}")
             if said != also or len(ours) != len(theirs):

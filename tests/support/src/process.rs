@@ -42,7 +42,8 @@ pub fn onnxruntime_library() -> anyhow::Result<Option<PathBuf>> {
 }
 
 impl Programs {
-    /// The programs beside the running one: `target/‹profile›/`, also from `target/‹profile›/deps/`.
+    /// The programs beside the running one: `target/‹profile›/`, also from `target/‹profile›/deps/`. The agent is that of
+    /// `FARLIGHT_AGENT` where it names one, such as the program that is shipped (`cross/build`).
     ///
     /// # Errors
     /// When one is not built.
@@ -52,17 +53,21 @@ impl Programs {
         if folder.ends_with("deps") {
             folder = folder.parent().context("deps has no parent")?;
         }
-        let program = |name: &str| -> anyhow::Result<PathBuf> {
-            let path = folder.join(name);
+        let built = |path: PathBuf| -> anyhow::Result<PathBuf> {
             if !path.is_file() {
                 bail!("{} is not built; run: cargo build --workspace --bins", path.display());
             }
             Ok(path)
         };
+        let agent = match std::env::var_os("FARLIGHT_AGENT") {
+            // It is started in other folders.
+            Some(path) => std::path::absolute(path)?,
+            None => folder.join("farlight-agent"),
+        };
         Ok(Self {
-            agent: program("farlight-agent")?,
-            cloud: program("farlight-cloud")?,
-            operator: program("farlight")?,
+            agent: built(agent)?,
+            cloud: built(folder.join("farlight-cloud"))?,
+            operator: built(folder.join("farlight"))?,
         })
     }
 }
