@@ -21,6 +21,8 @@ from pathlib import Path
 TOLERANCE = 1e-4
 # Of each model, spread over its data.
 INPUTS = 24
+# Length of the JSON before the tensors.
+LENGTH = "Inference-Header-Content-Length"
 # The whole of one request under emulation.
 SECONDS = 120
 
@@ -66,13 +68,16 @@ def in_binary(shape, data):
     body = struct.pack(f"<{len(data)}f", *data)
     tensor = {"name": "x", "shape": shape, "datatype": "FP32", "parameters": {"binary_data_size": len(body)}}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    return head + body, {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    return head + body, {"Content-Type": "application/octet-stream", LENGTH: str(len(head))}
 
 
-def outputs_of(response):
-    """Tensors of an answer by their names, and the version that answered."""
+def outputs_of(response, binary):
+    """Tensors of an answer by their names, and the version that answered. One that was asked for in binary must be."""
     body = response.read()
-    head = int(response.headers.get("Inference-Header-Content-Length") or len(body))
+    head = response.headers.get(LENGTH)
+    if (head is not None) != binary:
+        sys.exit(f"{response.url}: asked for in {'binary' if binary else 'JSON'}, answered otherwise")
+    head = int(head or len(body))
     answer = json.loads(body[:head])
     at = head
     outputs = {}
@@ -97,7 +102,6 @@ def texts(tensor):
 
 ELEMENTS = {
     "FP32": lambda tensor: list(struct.unpack(f"<{len(tensor) // 4}f", tensor)),
-    "INT64": lambda tensor: list(struct.unpack(f"<{len(tensor) // 8}q", tensor)),
     "BYTES": texts,
 }
 
@@ -110,7 +114,7 @@ def ask(address, model, request):
         call = urllib.request.Request(f"http://{address}/v2/models/{model}/infer", body, headers)
         try:
             with urllib.request.urlopen(call, timeout=SECONDS) as response:
-                outputs, version = outputs_of(response)
+                outputs, version = outputs_of(response, LENGTH in headers)
         except urllib.error.HTTPError as error:
             if error.code != 503 or time.monotonic() > until:
                 sys.exit(f"{model} at {address}: {error.code} {error.read().decode()}")
