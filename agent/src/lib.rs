@@ -21,6 +21,7 @@ pub mod loaded;
 pub mod logs;
 pub mod metrics;
 pub mod models;
+pub mod pages;
 pub mod protocol;
 pub mod queue;
 pub mod recorder;

@@ -29,7 +29,7 @@ use crate::transfer::Limits;
 use crate::trust::Trust;
 use crate::update::{Driver, Input, Parts};
 use crate::vitals::Vitals;
-use crate::{clock, durable, engines, http, sources};
+use crate::{clock, durable, engines, http, pages, sources};
 
 /// Inputs that may wait for the update driver.
 const INBOX: usize = 256;
@@ -89,6 +89,7 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
 
     tracing::info!(http = address.map(|a| a.to_string()), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
+    let tending = tokio::spawn(pages::tend());
     let watchdog = sd_notify::watchdog_enabled();
     let watchdog = watchdog
         .map(|limit| tokio::spawn(watch(limit / 3, Arc::clone(&threads), recording.recorder.clone())));
@@ -99,6 +100,7 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
     tracing::info!("stopping");
     notify(&[sd_notify::NotifyState::Stopping]);
     let _ = shutdown_sender.send(true);
+    tending.abort();
     if let Some(watchdog) = watchdog {
         watchdog.abort();
     }

@@ -50,6 +50,7 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
         printer,
     )?;
     serving.restart()?;
+    serving.pass(REST)?;
     let request = request(subject.name, Form::Binary, subject.shape, &subject.input());
     clients(&serving.unix(), &request, 1, Duration::from_secs(1))?;
     memory(&serving, "loaded", "watch-gestures, after a second of requests", most(LOADED_MIB), printer)?;
