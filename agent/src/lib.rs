@@ -1,6 +1,7 @@
 //! The device daemon: the shell around `farlight-device` and `farlight-inference`. It acts (files, SQLite,
 //! sockets, processes); what to do is decided in `crates/`.
 
+pub mod awake;
 pub mod choice;
 pub mod cli;
 pub mod clock;

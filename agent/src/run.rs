@@ -7,6 +7,7 @@ use anyhow::Context;
 use farlight_wire::report;
 use tokio::sync::{mpsc, watch};
 
+use crate::awake::Awake;
 use crate::clock::Zone;
 use crate::exit::{ExitCode, Fatal};
 use crate::fetch::Repository;
@@ -62,6 +63,10 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         Fatal::new(ExitCode::Config, error, "name cores of this machine in inference.cores, or leave it out")
     })?;
     let threads = Arc::new(threads);
+    let _awake = settings.inference.wake_latency_us.and_then(|micros| {
+        let awake = Awake::within(micros);
+        awake.inspect_err(|error| tracing::warn!("cores wake up as the kernel decides: {error:#}; docs/install.md says what the agent needs for inference.wake_latency_us")).ok()
+    });
     let mut sources = sources::start(&settings.source, &router, &threads, &shutdown);
     status.set_sources(std::mem::take(&mut sources.tallies));
     let service = Service {

@@ -349,6 +349,7 @@ mod tests {
             "max_streams",
             "stream_idle_seconds",
             "cores",
+            "wake_latency_us",
             "model_control",
             "slow_ms",
             "triton_metrics",

@@ -42,6 +42,8 @@ pub struct Inference {
     pub stream_idle_seconds: u64,
     /// Cores that requests are answered on; all when empty.
     pub cores: Vec<usize>,
+    /// Longest time that a core may take to wake up, microseconds; none means that the kernel decides.
+    pub wake_latency_us: Option<u32>,
     /// What is different for single models.
     pub model: BTreeMap<String, Model>,
 }
@@ -143,6 +145,7 @@ impl Default for Inference {
             max_streams: 256,
             stream_idle_seconds: 600,
             cores: Vec::new(),
+            wake_latency_us: None,
             model: BTreeMap::new(),
         }
     }
@@ -250,5 +253,6 @@ impl Inference {
         for (index, core) in self.cores.iter().enumerate() {
             range(&format!("inference.cores[{index}]"), *core as u64, 0, 1_023);
         }
+        range("inference.wake_latency_us", self.wake_latency_us.unwrap_or(0).into(), 0, 1_000_000);
     }
 }

@@ -1,13 +1,19 @@
 //! The baseline of the benchmarks of serving: tract alone, with one state a thread that is used again and again,
 //! and no contract, preprocessing or protocol.
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use tract_onnx::prelude::*;
 
-use crate::client::{Taken, closed};
+use crate::client::{Connection, Taken, closed};
+
+/// What a thread behind a socket answers with; about as long as an answer of the agent in binary.
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 256\r\n\r\n";
+const ANSWER_BODY: usize = 256;
 
 /// A loaded graph.
 pub(crate) struct Bare {
@@ -29,6 +35,19 @@ impl Bare {
         load().map_err(|error| anyhow::anyhow!("{error:#}")).context("load the model with tract")
     }
 
+    /// Has a thread run it that is asked over a Unix socket, and does nothing else with a request: what it costs to wake that
+    /// thread, and the client after it.
+    pub(crate) fn behind_socket(&self, request: &[u8], time: Duration) -> anyhow::Result<Taken> {
+        let begin = || {
+            let (client, server) = UnixStream::pair()?;
+            let (plan, input, length) = (Arc::clone(&self.plan), self.input.clone(), request.len());
+            // It ends with the client, who finds out when it ends before.
+            std::thread::spawn(move || serve(server, length, &plan, &input));
+            Ok(Connection::over(Box::new(client)))
+        };
+        closed(1, time, begin, |connection| connection.ask(request).map(drop))
+    }
+
     /// Runs it on `threads` threads at once.
     pub(crate) fn run(&self, threads: usize, time: Duration) -> anyhow::Result<Taken> {
         let fail = |error: TractError| anyhow::anyhow!("{error:#}");
@@ -37,5 +56,22 @@ impl Bare {
             state.run(tvec![self.input.clone().into()]).map_err(fail)?;
             Ok(())
         })
+    }
+}
+
+/// Runs a model for each request of `length` bytes.
+fn serve(
+    mut client: UnixStream,
+    length: usize,
+    plan: &Arc<TypedSimplePlan>,
+    input: &Tensor,
+) -> anyhow::Result<()> {
+    let fail = |error: TractError| anyhow::anyhow!("{error:#}");
+    let mut state = plan.spawn().map_err(fail)?;
+    let (mut request, answer) = (vec![0; length], [ANSWER, &[0; ANSWER_BODY]].concat());
+    loop {
+        client.read_exact(&mut request)?;
+        state.run(tvec![input.clone().into()]).map_err(fail)?;
+        client.write_all(&answer)?;
     }
 }

@@ -87,7 +87,8 @@ pub(crate) fn head(bytes: &[u8]) -> anyhow::Result<Option<(u16, usize)>> {
     }
 }
 
-trait Stream: Read + Write + Send {}
+/// What bytes go over both ways.
+pub(crate) trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
 /// A connection that is kept.
@@ -112,7 +113,12 @@ impl Connection {
                 Box::new(stream)
             }
         };
-        Ok(Self { stream, buffer: vec![0; RESPONSE] })
+        Ok(Self::over(stream))
+    }
+
+    /// Over a stream that is connected.
+    pub(crate) fn over(stream: Box<dyn Stream>) -> Self {
+        Self { stream, buffer: vec![0; RESPONSE] }
     }
 
     /// Sends a request and waits for the whole response; its status.

@@ -1,6 +1,9 @@
 //! `bench overhead`: what one request costs over the model itself, by each way in. One client that asks as soon as
-//! it is answered; the ways take turns, so that a change of the machine's pace meets all of them.
+//! it is answered; the ways take turns, so that a change of the machine's pace meets all of them. It is measured with cores that
+//! rest between requests as the kernel lets them, and with cores that are kept awake, as those are on which tract alone runs
+//! without a pause.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use crate::bare::Bare;
@@ -14,6 +17,8 @@ const ROUNDS: u32 = 5;
 const UNIX_MICROS: f64 = 60.0;
 const HTTP_MICROS: f64 = 120.0;
 
+/// Where the kernel is told how fast cores are to wake up.
+const WISHES: &str = "/dev/cpu_dma_latency";
 /// A request that runs no model: what the transport costs by itself.
 const LIVE: &[u8] = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
@@ -24,19 +29,55 @@ pub(crate) struct Args {
     span: Span,
 }
 
+/// Whether cores rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cores {
+    /// Between requests, as the kernel lets them.
+    Rest,
+    /// Never: `inference.wake_latency_us = 0`.
+    Awake,
+}
+
+impl Cores {
+    /// In names of results.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rest => "overhead",
+            Self::Awake => "overhead/awake",
+        }
+    }
+
+    /// More of the agent's configuration.
+    fn settings(self) -> &'static str {
+        match self {
+            Self::Rest => "",
+            Self::Awake => "[inference]\nwake_latency_us = 0\n",
+        }
+    }
+}
+
 pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let subjects = [Subject::reference("watch-gestures")?, Subject::reference("digits")?];
-    let serving = Serving::with("", &subjects.each_ref())?;
     let turn = args.span.each() / ROUNDS;
-    for subject in &subjects {
-        measure(subject, &serving, turn, printer)?;
-    }
-    for (kind, endpoint) in [("unix", serving.unix()), ("http", serving.tcp())] {
-        let taken = clients(&endpoint, LIVE, 1, turn)?;
-        let name = format!("overhead/transport/{kind}/p50");
-        let report = Report::new(&name, taken.permille(500), "µs", None, Goal::default());
-        printer
-            .print(&report.detail("GET /v2/health/live: HTTP and a change of threads both ways, no model"))?;
+    for cores in [Cores::Rest, Cores::Awake] {
+        // The agent says so in its log and runs on; here it would be measured twice as the same.
+        if cores == Cores::Awake && std::fs::OpenOptions::new().write(true).open(WISHES).is_err() {
+            let text = "cores cannot be kept awake here, so no goal is measured";
+            writeln!(std::io::stderr(), "{text}: {WISHES} is not there, or not for this user")?;
+            continue;
+        }
+        let serving = Serving::with(cores.settings(), &subjects.each_ref())?;
+        for subject in &subjects {
+            measure(subject, &serving, cores, turn, printer)?;
+        }
+        for (kind, endpoint) in [("unix", serving.unix()), ("http", serving.tcp())] {
+            let taken = clients(&endpoint, LIVE, 1, turn)?;
+            let name = format!("{}/transport/{kind}/p50", cores.name());
+            let report = Report::new(&name, taken.permille(500), "µs", None, Goal::default());
+            printer.print(
+                &report.detail("GET /v2/health/live: HTTP and a change of threads both ways, no model"),
+            )?;
+        }
     }
     Ok(())
 }
@@ -44,6 +85,7 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
 fn measure(
     subject: &Subject,
     serving: &Serving,
+    cores: Cores,
     turn: Duration,
     printer: &mut Printer,
 ) -> anyhow::Result<()> {
@@ -58,22 +100,30 @@ fn measure(
         way("http", serving.tcp(), Form::Binary, Some(HTTP_MICROS)),
         way("http", serving.tcp(), Form::Json, None),
     ];
-    let mut alone = Taken::default();
+    let asked = request(subject.name, Form::Binary, subject.shape, &input);
+    let (mut alone, mut floor) = (Taken::default(), Taken::default());
     for _ in 0..ROUNDS {
         alone.then(bare.run(1, turn)?);
+        floor.then(bare.behind_socket(&asked, turn)?);
         for (_, endpoint, _, _, request, taken) in &mut ways {
             taken.then(clients(endpoint, request, 1, turn)?);
         }
     }
-    let alone = alone.sort();
+    let (alone, floor) = (alone.sort(), floor.sort());
+    let name = |what: &str| format!("{}/{}/{what}", cores.name(), subject.name);
+    let value = floor.permille(500);
+    let report = Report::new(&name("floor/p50"), value, "µs", Some(alone.permille(500)), Goal::default());
+    printer.print(&report.detail("tract alone, on a thread behind a Unix socket that knows no protocol"))?;
     for (kind, _, form, most, _, taken) in ways {
         let taken = taken.sort();
-        let name = |what: &str| format!("overhead/{}/{kind}/{}/{what}", subject.name, form.name());
-        let goal = Goal { above: most, ..Goal::default() };
+        let name = |what: &str| name(&format!("{kind}/{}/{what}", form.name()));
+        // Cores that rest take longer to wake up than is asked for, whoever is behind the socket.
+        let goal = Goal { above: most.filter(|_| cores == Cores::Awake), ..Goal::default() };
         let detail = format!(
-            "{} requests, {:.1} µs above bare tract; the client itself takes {:.1} µs of processor time",
+            "{} requests, {:.1} µs above bare tract, {:.1} µs above the floor; the client itself takes {:.1} µs of processor time",
             taken.micros.len(),
             taken.permille(500) - alone.permille(500),
+            taken.permille(500) - floor.permille(500),
             taken.processor.as_secs_f64() * 1e6 / taken.micros.len() as f64,
         );
         let middle = Report::new(&name("p50"), taken.permille(500), "µs", Some(alone.permille(500)), goal);

@@ -28,11 +28,12 @@ fn short(name: &str) -> Vec<Value> {
 #[test]
 fn short_forms_print_their_results() {
     // One after the other: each has an agent and a load of its own.
-    for (name, results) in
-        [("overhead", 18), ("throughput", 3), ("coldstart", 1), ("engines", 6), ("routing", 6)]
-    {
+    for (name, results) in [("throughput", 3), ("coldstart", 1), ("engines", 6), ("routing", 6)] {
         assert_eq!(short(name).len(), results, "{name}");
     }
+    // Twice where cores can be kept awake.
+    let overhead = short("overhead").len();
+    assert!([20, 40].contains(&overhead), "{overhead}");
 }
 
 #[test]

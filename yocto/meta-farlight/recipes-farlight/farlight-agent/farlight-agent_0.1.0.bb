@@ -51,6 +51,7 @@ do_install() {
 
     install -d ${D}${docdir}/farlight-agent/examples
     install -m 0644 ${S}/docs/install.md ${D}${docdir}/farlight-agent/install.md
+    install -m 0644 ${S}/systemd/examples/awake.conf ${D}${docdir}/farlight-agent/examples/awake.conf
     install -m 0644 ${S}/systemd/examples/npu.conf ${D}${docdir}/farlight-agent/examples/npu.conf
     install -m 0644 ${S}/systemd/examples/enrolment-encrypted.conf ${D}${docdir}/farlight-agent/examples/enrolment-encrypted.conf
 }
