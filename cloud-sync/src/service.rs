@@ -11,6 +11,10 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 use utoipa::ToSchema;
 
 use crate::api::{self, ApiError, Query, Server};
@@ -31,6 +35,9 @@ use crate::{drift, retention, rollouts};
 /// Messages between the broker and the writer: at most 64 MiB of payload.
 const INCOMING: usize = 512;
 
+/// Libraries that say more than anybody wants to read.
+const QUIET: [&str; 2] = ["mqtt5", "sqlx"];
+
 /// A service that could not start or go on: how the process ends, and what to say.
 pub type Failure = (Exit, String);
 
@@ -40,9 +47,11 @@ fn unavailable(error: impl std::fmt::Display) -> Failure {
 
 /// Logs to standard error; `RUST_LOG` chooses what.
 pub fn start_tracing() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,mqtt5=warn,sqlx=warn"));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let asked = asked.and_then(|text| text.parse::<Targets>().ok());
+    let usual = || Targets::new().with_default(Level::INFO).with_targets(QUIET.map(|of| (of, Level::WARN)));
+    let shown = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let _ = tracing_subscriber::registry().with(asked.unwrap_or_else(usual)).with(shown).try_init();
 }
 
 /// Runs the service until SIGTERM or SIGINT.
