@@ -95,7 +95,7 @@ fn stripped(serving: &Serving) -> anyhow::Result<(f64, String, String)> {
     let profile = profile.context("the program is in no folder")?.to_string_lossy().into_owned();
     let how = if stripped { "stripped" } else { "not stripped: there is no strip (Debian: binutils)" };
     let detail = format!(
-        "profile {profile}, {how}; the one for size: cargo build --profile small --workspace --bins, then target/small/bench footprint"
+        "profile {profile}, {how}; the one for size: cross/build --profile small x86_64, then FARLIGHT_AGENT=target/x86_64-unknown-linux-gnu/small/farlight-agent"
     );
     Ok((size, profile, detail))
 }

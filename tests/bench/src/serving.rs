@@ -14,6 +14,8 @@ use crate::client::{Connection, Endpoint};
 
 /// Longest wait for the connection to the cloud.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Time is let pass in parts: who waits for the end of a process gives up after 20 s.
+const PART: Duration = Duration::from_secs(10);
 /// Rows and columns of the made model's matrices: 64 × 256 × 256 is long for a request and fits a core's cache.
 const ROWS: usize = 64;
 const WIDTH: usize = 256;
@@ -217,10 +219,15 @@ impl Serving {
     /// Lets time pass in which the agent must not end.
     pub(crate) fn pass(&mut self, time: Duration) -> anyhow::Result<()> {
         let Self { runtime, device, .. } = self;
-        match runtime.block_on(async { tokio::time::timeout(time, device.ended()).await }) {
-            Ok(ended) => anyhow::bail!("the agent ended by itself: {}", ended?),
-            Err(_) => Ok(()),
+        let mut left = time;
+        while !left.is_zero() {
+            let part = left.min(PART);
+            if let Ok(ended) = runtime.block_on(async { tokio::time::timeout(part, device.ended()).await }) {
+                anyhow::bail!("the agent ended by itself: {}", ended?);
+            }
+            left -= part;
         }
+        Ok(())
     }
 
     /// Stops the agent.
