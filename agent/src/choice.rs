@@ -1,12 +1,13 @@
-//! What of a release runs on this device: which of its files, and with which engine. Each that may is tried by a
-//! self-test of its own before the release is first activated, and the fastest that passes is kept beside the release.
+//! What of a release runs on this device: which of its files, with which engine, and on how many threads. Each that may
+//! is tried by a self-test of its own before the release is first activated, and the fastest that passes is kept beside the
+//! release.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use farlight_device::update::Failure;
-use farlight_inference::{Engines, Kind};
+use farlight_inference::{Engines, Kind, OnnxRuntime};
 use farlight_release::manifest::{Manifest, Precision, Variant};
 use farlight_wire::codes::Code;
 use farlight_wire::report::{self, Tried};
@@ -17,12 +18,39 @@ use crate::selftest::{self, Engine};
 
 /// Its file in the folder of a release.
 const FILE: &str = "choice.json";
-/// Largest such file: sixteen variants with two engines, each with a reason.
+/// Largest such file: sixteen variants, each run in three ways, each with a reason.
 const MAX_FILE: u64 = 64 * 1024;
 /// Longest reason that is kept and reported, characters.
 const MAX_REASON: usize = 300;
 /// One that comes later in the list must be faster by so much, so that noise does not decide for fewer bits.
 const CLEARLY: f64 = 0.95;
+/// One that takes more threads must be faster by so much: it takes them from other requests.
+const WORTH_THREADS: f64 = 0.7;
+
+/// How a file is run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Way {
+    /// What runs it.
+    pub engine: Kind,
+    /// Threads of one inference; 0 for one, or as many as the workers leave where sessions are fewer. tract has none.
+    pub threads: usize,
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.threads {
+            0 | 1 => write!(f, "{}", self.engine),
+            several => write!(f, "{}, {several} threads", self.engine),
+        }
+    }
+}
+
+impl Way {
+    /// The part of the time of `best` that this way may take to be preferred.
+    fn must(self, best: Self) -> f64 {
+        if self.threads > best.threads.max(1) { WORTH_THREADS } else { CLEARLY }
+    }
+}
 
 /// What the device's owner has set; what is not set is chosen by measurement.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,6 +59,10 @@ pub struct Pins {
     pub engine: Option<Kind>,
     /// The form of the weights, where the release has it.
     pub precision: Option<Precision>,
+    /// Threads of one inference; 0 where nothing is set.
+    pub threads: usize,
+    /// Most threads that are tried.
+    pub cores: usize,
 }
 
 impl Pins {
@@ -50,7 +82,7 @@ impl Pins {
         folder: &Path,
         variants: &'a [Variant],
         engines: &Engines,
-    ) -> Vec<(&'a Variant, Kind)> {
+    ) -> Vec<(&'a Variant, Way)> {
         let kinds = match self.engine {
             Some(kind) => vec![kind],
             None if engines.trouble().is_none() => vec![Kind::Tract, Kind::OnnxRuntime],
@@ -58,7 +90,19 @@ impl Pins {
         };
         let there =
             self.wanted(variants).into_iter().filter(|variant| folder.join(&variant.blob.id).is_file());
-        there.flat_map(|variant| kinds.iter().map(move |kind| (variant, *kind))).collect()
+        let ways = kinds.into_iter().flat_map(|kind| self.ways(kind, engines)).collect::<Vec<_>>();
+        there.flat_map(|variant| ways.iter().map(move |way| (variant, *way))).collect()
+    }
+
+    /// The ways of one engine. Threads are for ONNX Runtime's own code: a device works as it does, whoever waits for it.
+    fn ways(self, engine: Kind, engines: &Engines) -> Vec<Way> {
+        let on_processor = || engines.onnxruntime().is_some_and(OnnxRuntime::is_on_processor);
+        let threads = match engine {
+            Kind::Tract => vec![0],
+            Kind::OnnxRuntime if self.threads == 0 && self.cores > 1 && on_processor() => vec![0, self.cores],
+            Kind::OnnxRuntime => vec![self.threads],
+        };
+        threads.into_iter().map(|threads| Way { engine, threads }).collect()
     }
 }
 
@@ -85,6 +129,9 @@ pub struct Choice {
     variant: String,
     /// The engine.
     pub engine: Kind,
+    /// Threads of one inference, as in [`Way`].
+    #[serde(default)]
+    threads: usize,
     /// Everything that was tried.
     tried: Vec<Tried>,
 }
@@ -113,7 +160,7 @@ impl Choice {
 }
 
 /// What runs of the release whose files are in `folder`: what is pinned, or was chosen, or the first file with tract.
-pub fn what<'a>(folder: &Path, variants: &'a [Variant], pins: Pins) -> (Option<&'a Variant>, Kind) {
+pub fn what<'a>(folder: &Path, variants: &'a [Variant], pins: Pins) -> (Option<&'a Variant>, Way) {
     let there = |variant: &&Variant| folder.join(&variant.blob.id).is_file();
     let choice = Choice::read(folder);
     let chosen = |variant: &Variant| choice.as_ref().is_some_and(|choice| choice.variant == variant.blob.id);
@@ -123,7 +170,12 @@ pub fn what<'a>(folder: &Path, variants: &'a [Variant], pins: Pins) -> (Option<&
         .or_else(|| variants.iter().find(there))
         .or(variants.first());
     let engine = pins.engine.or(choice.as_ref().map(|choice| choice.engine)).unwrap_or_default();
-    (file, engine)
+    let chosen = choice.filter(|choice| choice.engine == engine).map_or(0, |choice| choice.threads);
+    let threads = match engine {
+        Kind::OnnxRuntime if pins.threads > 0 => pins.threads,
+        _ => chosen,
+    };
+    (file, Way { engine, threads })
 }
 
 /// How a release is tried.
@@ -151,38 +203,39 @@ impl Trial {
     /// What the first of them found, when none passes; `storage.failed`.
     pub async fn run(&self, manifest: &Manifest) -> Result<Choice, Failure> {
         let began = Instant::now();
-        let mut best: Option<(&Variant, Kind, u64)> = None;
+        let mut best: Option<(&Variant, Way, u64)> = None;
         let (mut tried, mut first) = (Vec::new(), None);
         let candidates = self.pins.candidates(&self.folder, &manifest.variants, &self.engines);
-        for (variant, kind) in &candidates {
+        for (variant, way) in &candidates {
             let left = self.within.saturating_sub(began.elapsed());
             let limit = match &best {
                 Some(_) if left.is_zero() => break,
                 Some(_) => left.min(self.limit),
                 None => self.limit,
             };
-            let found = self.one(variant, *kind, limit).await;
+            let found = self.one(variant, *way, limit).await;
             let (micros, why) = match &found {
                 Ok(micros) => (Some(*micros), String::new()),
                 Err(failure) => (None, failure.message.chars().take(MAX_REASON).collect()),
             };
-            let (precision, engine) = (variant.precision.clone(), kind.to_string());
+            let (precision, engine) = (variant.precision.clone(), way.to_string());
             tried.push(Tried { precision, engine, micros, why });
             match (found, &best) {
                 (Err(failure), _) => first = first.or(Some(failure)),
-                (Ok(micros), Some((_, _, least))) if micros as f64 > *least as f64 * CLEARLY => {}
-                (Ok(micros), _) => best = Some((variant, *kind, micros)),
+                (Ok(micros), Some((_, of, least))) if micros as f64 > *least as f64 * way.must(*of) => {}
+                (Ok(micros), _) => best = Some((variant, *way, micros)),
             }
         }
-        let Some((variant, engine, micros)) = best else {
+        let Some((variant, way, micros)) = best else {
             let nothing = || Failure::new(Code::VerifyMismatch, "no file of the release is there".to_owned());
             return Err(first.unwrap_or_else(nothing));
         };
         if candidates.len() > 1 {
             let precision = &variant.precision;
-            tracing::info!(release = %manifest.release, precision, %engine, micros, "chosen to run");
+            tracing::info!(release = %manifest.release, precision, engine = %way, micros, "chosen to run");
         }
-        let choice = Choice { variant: variant.blob.id.clone(), engine, tried };
+        let Way { engine, threads } = way;
+        let choice = Choice { variant: variant.blob.id.clone(), engine, threads, tried };
         let failed =
             |error: std::io::Error| Failure::new(Code::StorageFailed, format!("keep the choice: {error}"));
         choice.write(&self.folder).map_err(failed)?;
@@ -190,8 +243,9 @@ impl Trial {
     }
 
     /// The shortest time of one inference, µs.
-    async fn one(&self, variant: &Variant, kind: Kind, limit: Duration) -> Result<u64, Failure> {
-        let engine = Engine::new(kind, &self.engines).with_file(&variant.blob.id);
+    async fn one(&self, variant: &Variant, way: Way, limit: Duration) -> Result<u64, Failure> {
+        let Way { engine: kind, threads } = way;
+        let engine = Engine::new(kind, &self.engines).with_file(&variant.blob.id).with_threads(threads);
         let outcome = selftest::run(&self.program, &self.folder, &self.digest, limit, &engine).await?;
         // Where only one engine may run it, tract answers in place of one that cannot, and says so.
         if self.pins.engine.is_none() && outcome.engine() != kind.to_string() {
@@ -203,6 +257,9 @@ impl Trial {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use farlight_inference::Provider;
     use farlight_release::blob;
 
     use super::*;
@@ -224,13 +281,16 @@ mod tests {
             std::fs::write(folder.join(&variant.blob.id), b"").unwrap();
         }
         assert_eq!(name(Pins::default()), Some("f16"));
-        let choice = Choice { variant: all[2].blob.id.clone(), engine: Kind::OnnxRuntime, tried: Vec::new() };
+        let (variant, engine) = (all[2].blob.id.clone(), Kind::OnnxRuntime);
+        let choice = Choice { variant, engine, threads: 4, tried: Vec::new() };
         choice.write(folder).unwrap();
         assert_eq!(Choice::read(folder), Some(choice));
         assert_eq!(name(Pins::default()), Some("int8"));
-        assert_eq!(what(folder, &all, Pins::default()).1, Kind::OnnxRuntime);
-        let tract = Pins { engine: Some(Kind::Tract), ..Pins::default() };
-        assert_eq!(what(folder, &all, tract).1, Kind::Tract);
+        let way = |pins| what(folder, &all, pins).1;
+        assert_eq!(way(Pins::default()), Way { engine, threads: 4 });
+        assert_eq!(way(Pins { threads: 2, ..Pins::default() }), Way { engine, threads: 2 });
+        let tract = Pins { engine: Some(Kind::Tract), threads: 2, ..Pins::default() };
+        assert_eq!(way(tract), Way::default());
         assert_eq!(name(Pins { precision: Some(Precision::F16), ..Pins::default() }), Some("f16"));
         // One that is not there cannot be run, whatever is pinned or was chosen.
         std::fs::remove_file(folder.join(&all[2].blob.id)).unwrap();
@@ -253,6 +313,31 @@ mod tests {
         let tract = Engines::default();
         let tried = Pins::default().candidates(folder.path(), &all, &tract);
         assert_eq!(tried.len(), 1);
-        assert_eq!((tried[0].0.precision.as_str(), tried[0].1), ("int8", Kind::Tract));
+        assert_eq!((tried[0].0.precision.as_str(), tried[0].1), ("int8", Way::default()));
+    }
+
+    #[test]
+    fn threads_are_tried_where_the_processor_runs_it_and_must_be_worth_it() {
+        let board = |provider: &str| {
+            let provider = Provider { name: provider.to_owned(), ..Provider::default() };
+            let (library, session_options) = (PathBuf::from("/no/such/library"), BTreeMap::new());
+            Engines::open(Some(OnnxRuntime { library, providers: vec![provider], session_options }))
+        };
+        let pins = Pins { cores: 4, ..Pins::default() };
+        let threads = |pins: Pins, kind, engines: &Engines| {
+            pins.ways(kind, engines).into_iter().map(|way| way.threads).collect::<Vec<_>>()
+        };
+        assert_eq!(threads(pins, Kind::OnnxRuntime, &board("cpu")), [0, 4]);
+        assert_eq!(threads(pins, Kind::OnnxRuntime, &board("qnn")), [0]);
+        assert_eq!(threads(pins, Kind::Tract, &board("cpu")), [0]);
+        assert_eq!(threads(Pins { threads: 3, ..pins }, Kind::OnnxRuntime, &board("cpu")), [3]);
+        assert_eq!(threads(Pins { cores: 1, ..pins }, Kind::OnnxRuntime, &board("cpu")), [0]);
+
+        let way = |threads| Way { engine: Kind::OnnxRuntime, threads };
+        assert_eq!((way(4).must(way(0)), way(0).must(way(4))), (WORTH_THREADS, CLEARLY));
+        assert_eq!(
+            (way(0).to_string(), way(4).to_string()),
+            ("onnxruntime".into(), "onnxruntime, 4 threads".into())
+        );
     }
 }

@@ -24,6 +24,8 @@ const OPEN_FILES_OF_DRIVERS: u64 = 256;
 pub enum Drivers {
     /// It runs them on the processor, in the thread that it has.
     None,
+    /// It runs them on the processor, in several threads.
+    Threads,
     /// It does.
     Some,
 }
@@ -98,6 +100,7 @@ pub fn enter(parent: u32, drivers: Drivers) -> io::Result<Vec<String>> {
             // One thread is enough, and it is there.
             limit(Resource::Nproc, 0)?;
         }
+        Drivers::Threads => limit(Resource::Nofile, OPEN_FILES)?,
         Drivers::Some => limit(Resource::Nofile, OPEN_FILES_OF_DRIVERS)?,
     }
     let missing = |(what, done): (&str, Result<(), String>)| done.err().map(|why| format!("{what} ({why})"));

@@ -10,14 +10,15 @@ use crossbeam_queue::ArrayQueue;
 use farlight_device::pointer::Slot;
 use farlight_device::window::Shape;
 use farlight_inference::{
-    EngineError, Engines, Item, Kind, LoadError, Options, Pipeline, Port, Prediction, Resident, RunError,
-    State, Worker,
+    EngineError, Engines, Item, LoadError, Options, Pipeline, Port, Prediction, Resident, RunError, State,
+    Worker,
 };
 use farlight_release::Verified;
 use farlight_release::manifest::Manifest;
 
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
+use crate::choice::Way;
 use crate::metrics::Metrics;
 use crate::queue::{Place, Policy, Queue, Reply};
 use crate::shadow::Mirror;
@@ -57,8 +58,6 @@ pub struct Scheduling {
     pub queue: Policy,
     /// Streams of a model with state.
     pub streams: streams::Policy,
-    /// Threads of one inference in ONNX Runtime; 0 for as many as the places leave.
-    pub threads: usize,
 }
 
 /// What a release is loaded with.
@@ -66,8 +65,8 @@ pub struct Scheduling {
 pub struct How<'a> {
     /// How its requests are run.
     pub scheduling: Scheduling,
-    /// What runs it, if it can.
-    pub engine: Kind,
+    /// What runs it, if it can, and on how many threads.
+    pub way: Way,
     /// The engines that are there.
     pub engines: &'a Engines,
     /// Precision of the file's weights, as the manifest has it.
@@ -100,8 +99,8 @@ impl Loaded {
         model: &[u8],
         how: How<'_>,
     ) -> Result<Self, LoadError> {
-        let How { scheduling, engine, engines, precision } = how;
-        let Scheduling { queue, threads, .. } = scheduling;
+        let How { scheduling, way, engines, precision } = how;
+        let (Scheduling { queue, .. }, Way { engine, threads }) = (scheduling, way);
         let options = Options { batches: queue.batch > 1, engine, workers: queue.workers, threads };
         let pipeline = Pipeline::load_with(manifest, model, options, engines)?;
         for reason in pipeline.refused() {

@@ -190,7 +190,7 @@ pub async fn start(
         labels: settings.device.labels.clone(),
         models: Arc::clone(&models),
         runtime: runtime.clone(),
-        slots: Slots::new(state_dir).pinned(settings.inference.pins()),
+        slots: Slots::new(state_dir).pinned(settings.inference.pins(cores(settings))),
         trust: open_trust(state_dir),
         repository,
         journal,

@@ -24,6 +24,8 @@ use crate::slots::{self, File};
 
 /// Address space beyond the manifest's memory budget that the process itself needs.
 const OVERHEAD_BYTES: u64 = 512 * 1024 * 1024;
+/// Addresses that one more thread reserves: its stack and its part of the heap.
+const THREAD_BYTES: u64 = 80 * 1024 * 1024;
 /// Longest answer of the child in bytes.
 const MAX_ANSWER: u64 = 64 * 1024;
 /// Last bytes of the child's log kept for the report.
@@ -42,6 +44,9 @@ pub struct Engine {
     onnxruntime: Option<OnnxRuntime>,
     /// Id of the file; what was chosen before when left out.
     file: Option<String>,
+    /// Threads of one inference.
+    #[serde(default)]
+    threads: usize,
 }
 
 impl Engine {
@@ -50,13 +55,19 @@ impl Engine {
         if kind == Kind::Tract || engines.trouble().is_some() {
             return Self::default();
         }
-        Self { kind, onnxruntime: engines.onnxruntime().cloned(), file: None }
+        Self { kind, onnxruntime: engines.onnxruntime().cloned(), ..Self::default() }
     }
 
     /// The same on one of the release's files.
     #[must_use]
     pub fn with_file(self, id: &str) -> Self {
         Self { file: Some(id.to_owned()), ..self }
+    }
+
+    /// The same with so many threads for one inference.
+    #[must_use]
+    pub fn with_threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
     }
 
     /// Reads the JSON.
@@ -70,6 +81,7 @@ impl Engine {
     fn drivers(&self) -> Drivers {
         match self.onnxruntime.as_ref().is_some_and(OnnxRuntime::has_drivers) {
             true => Drivers::Some,
+            false if self.threads > 1 => Drivers::Threads,
             false => Drivers::None,
         }
     }
@@ -264,13 +276,15 @@ fn test(
     let budgets = whole.manifest.budgets.clone();
     let memory = budgets.memory_kib.saturating_add(library.0).saturating_mul(1024);
     let what = match drivers {
-        Drivers::None => Resource::As,
+        Drivers::None | Drivers::Threads => Resource::As,
         Drivers::Some => Resource::Data,
     };
-    confine::limit(what, memory.saturating_add(OVERHEAD_BYTES)).map_err(crashed)?;
+    let threads = engine.threads.max(1);
+    let overhead = OVERHEAD_BYTES.saturating_add(THREAD_BYTES.saturating_mul(threads as u64 - 1));
+    confine::limit(what, memory.saturating_add(overhead)).map_err(crashed)?;
 
-    // One call at a time in the one thread that there is: more threads change nothing but the last digits.
-    let options = Options { engine: kind, workers: 1, threads: 1, ..Options::default() };
+    // One call at a time.
+    let options = Options { engine: kind, workers: threads, threads, ..Options::default() };
     let pipeline = Pipeline::load_with(&whole.manifest, &whole.model, options, &engines)
         .map_err(|e| fail(e.code(), e.to_string()))?;
     outcome.engine = pipeline.engine().to_owned();

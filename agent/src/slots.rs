@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use farlight_device::pointer::{MAX_POINTER, Pointer, Slot};
-use farlight_inference::Kind;
 use farlight_release::Verified;
 use farlight_release::blob::{ChunkVerifier, FetchError};
 use farlight_release::config::{self, ConfigManifest};
 use farlight_release::manifest::{Blob, Delta, MAX_MANIFEST, Manifest, ManifestError};
 use farlight_wire::ModelName;
 
-use crate::choice::{self, Pins, Plan};
+use crate::choice::{self, Pins, Plan, Way};
 use crate::durable::{self, Access};
 use crate::transfer::Shortcut;
 
@@ -86,8 +85,8 @@ pub struct Whole {
     pub variant: String,
     /// Its precision.
     pub precision: String,
-    /// What is to run it.
-    pub engine: Kind,
+    /// How it is to be run.
+    pub way: Way,
     /// Its bytes.
     pub model: Vec<u8>,
     /// Bytes of the golden vectors.
@@ -302,15 +301,15 @@ pub enum File<'a> {
 pub fn open_folder(folder: &Path, digest: &str, file: File<'_>) -> Result<Whole, SlotError> {
     let missing = |what: String| SlotError::Missing { digest: digest.to_owned(), what };
     let manifest = manifest(folder, digest)?;
-    let (variant, engine) = match file {
+    let (variant, way) = match file {
         File::Chosen(pins) => choice::what(folder, &manifest.variants, pins),
-        File::Of(id) => (manifest.variants.iter().find(|variant| variant.blob.id == id), Kind::default()),
+        File::Of(id) => (manifest.variants.iter().find(|variant| variant.blob.id == id), Way::default()),
     };
     let variant = variant.ok_or_else(|| missing("a variant".to_owned()))?;
     let model = read_blob(folder, digest, &variant.blob)?;
     let golden = read_blob(folder, digest, &manifest.golden)?;
     let (variant, precision) = (variant.blob.id.clone(), variant.precision.clone());
-    Ok(Whole { manifest, variant, precision, engine, model, golden })
+    Ok(Whole { manifest, variant, precision, way, model, golden })
 }
 
 fn read_blob(folder: &Path, digest: &str, blob: &Blob) -> Result<Vec<u8>, SlotError> {

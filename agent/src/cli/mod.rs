@@ -14,6 +14,7 @@ use farlight_wire::codes::{Again, Code};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::choice::Way;
 use crate::exit::{ExitCode, Fatal};
 use crate::journal::Journal;
 use crate::settings::{self, Settings};
@@ -312,7 +313,7 @@ fn summary(document: &serde_json::Value) -> String {
 
 fn infer(settings: &Settings, file: &Path, model: Option<ModelName>) -> Result<(), Fatal> {
     let fail = |error: anyhow::Error, hint: &str| Fatal::new(ExitCode::Failure, error, hint);
-    let slots = Slots::new(&settings.device.state_dir).pinned(settings.inference.pins());
+    let slots = Slots::new(&settings.device.state_dir).pinned(settings.inference.pins(1));
     let mut models = slots.models().map_err(|e| fail(e.into(), "check device.state_dir"))?;
     models.retain(|model| model.as_str() != farlight_release::config::NAME);
     let model = match (model, models.as_slice()) {
@@ -344,8 +345,8 @@ fn infer(settings: &Settings, file: &Path, model: Option<ModelName>) -> Result<(
     let Opened::Model(whole) = opened else {
         return Err(fail(anyhow!("{model} is a configuration"), "choose a model with --model"));
     };
-    let scheduling = settings.inference.plan(1).of(model.as_str());
-    let options = Options { engine: whole.engine, threads: scheduling.threads, ..Options::default() };
+    let Way { engine, threads } = whole.way;
+    let options = Options { engine, threads, ..Options::default() };
     let engines = engines::open(&settings.inference.onnxruntime)?;
     let mut worker = Pipeline::load_with(&whole.manifest, &whole.model, options, &engines)
         .and_then(|pipeline| pipeline.worker())

@@ -174,11 +174,11 @@ impl Inference {
             streams: own.max_streams.unwrap_or(self.max_streams),
             idle: Duration::from_secs(own.stream_idle_seconds.unwrap_or(self.stream_idle_seconds)),
         };
-        Scheduling { queue, streams, threads: self.onnxruntime.threads }
+        Scheduling { queue, streams }
     }
 
-    /// What is set of the engine and the file of every model.
-    pub fn pins(&self) -> choice::Plan {
+    /// What is set of the engine, the file and the threads of every model, on a device with so many cores.
+    pub fn pins(&self, cores: usize) -> choice::Plan {
         let pins = |own: &Model| Pins {
             engine: match own.engine.unwrap_or(self.engine) {
                 Engine::Auto => None,
@@ -191,6 +191,8 @@ impl Inference {
                 File::F16 => Some(Precision::F16),
                 File::Int8 => Some(Precision::Int8),
             },
+            threads: self.onnxruntime.threads,
+            cores,
         };
         let models = self.model.iter().map(|(name, own)| (name.clone(), pins(own)));
         choice::Plan { default: pins(&Model::default()), models: models.collect() }

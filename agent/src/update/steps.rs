@@ -257,8 +257,8 @@ pub(super) fn load(slots: &Slots, slot: &Slot, models: &Models) -> Result<Ready,
         }
         Opened::Model(whole) => {
             let scheduling = models.scheduling(slot.release.model.as_str());
-            let Whole { manifest, model, precision, engine, .. } = &*whole;
-            let how = How { scheduling, engine: *engine, engines: models.engines(), precision };
+            let Whole { manifest, model, precision, way, .. } = &*whole;
+            let how = How { scheduling, way: *way, engines: models.engines(), precision };
             let loaded = Loaded::new(slot.clone(), manifest, model, how);
             loaded
                 .map(|loaded| Ready::Model(Arc::new(loaded)))

@@ -76,12 +76,12 @@ pub struct Choice {
     pub tried: Vec<Tried>,
 }
 
-/// A file and an engine that were tried.
+/// A file and a way to run it that were tried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tried {
     /// Precision of the file's weights.
     pub precision: String,
-    /// The engine.
+    /// The engine, with its threads where one inference has several: `onnxruntime, 4 threads`.
     pub engine: String,
     /// Shortest time of one inference, µs; `None` where it does not run.
     pub micros: Option<u64>,

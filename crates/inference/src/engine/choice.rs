@@ -48,6 +48,11 @@ impl OnnxRuntime {
     pub fn has_drivers(&self) -> bool {
         self.providers.iter().any(|provider| !provider.is_cpu())
     }
+
+    /// Whether its own code for the processor is what is preferred.
+    pub fn is_on_processor(&self) -> bool {
+        self.providers.first().is_some_and(Provider::is_cpu)
+    }
 }
 
 /// An execution provider of ONNX Runtime: what runs operators on an NPU, a GPU, or faster on the processor.

@@ -90,7 +90,8 @@ impl Library {
             let Some(first) = chain.first() else { return Ok(None) };
             let alone = first.is_cpu();
             // A device works on one call at a time, whoever asks.
-            let count = if alone { (SESSION_BYTES / onnx.len().max(1)).clamp(1, workers) } else { 1 };
+            let places = workers / wish.threads.clamp(1, workers);
+            let count = if alone { (SESSION_BYTES / onnx.len().max(1)).clamp(1, places) } else { 1 };
             let threads = if wish.threads == 0 { workers / count } else { wish.threads };
             let used = chain.iter().take_while(|provider| !provider.is_cpu());
             let used: Vec<&Provider> = used.copied().collect();

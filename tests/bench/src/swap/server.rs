@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use farlight_agent::choice::Way;
 use farlight_agent::http::{Listeners, router};
 use farlight_agent::models::{How, Keep, Loaded, Models, Scheduling};
 use farlight_agent::protocol::{Service, Slow};
@@ -21,7 +22,7 @@ use farlight_agent::threads::Threads;
 use farlight_agent::vitals::Vitals;
 use farlight_cloud::cli::release::recipe::Recipe;
 use farlight_device::pointer::Slot;
-use farlight_inference::{Engines, Kind};
+use farlight_inference::Engines;
 use farlight_onnx::{Limits, Model, tensor};
 use farlight_release::manifest::Manifest;
 use farlight_release::{Verified, blob, digest};
@@ -113,7 +114,7 @@ struct Release {
 impl Release {
     fn load(&self, scheduling: Scheduling) -> anyhow::Result<Arc<Loaded>> {
         let engines = Engines::default();
-        let how = How { scheduling, engine: Kind::Tract, engines: &engines, precision: "fp32" };
+        let how = How { scheduling, way: Way::default(), engines: &engines, precision: "fp32" };
         let loaded = Loaded::new(self.slot.clone(), &self.manifest, &self.model, how);
         Ok(Arc::new(loaded.context("load the model")?))
     }
