@@ -314,6 +314,7 @@ mod tests {
         settings.device.enrolment = None;
         settings.device.labels.clear();
         settings.device.admin_socket = PathBuf::new();
+        assert_eq!(settings.inference.wake_latency_us.take(), Some(0));
         let update = &mut settings.update;
         assert_eq!((update.mirrors.len(), update.download_windows.len()), (2, 1));
         (update.mirrors, update.mirrors_ca, update.time_zone) = (Vec::new(), None, String::new());
