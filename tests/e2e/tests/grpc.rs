@@ -29,6 +29,8 @@ struct Client(hyper::client::conn::http2::SendRequest<tonic::body::Body>);
 impl Client {
     async fn of(device: &Device) -> Self {
         let stream = tokio::net::TcpStream::connect(&device.grpc_address).await.unwrap();
+        // As clients of gRPC do: otherwise what follows a header may wait 40 ms, as long as the slow model on a fast machine.
+        stream.set_nodelay(true).unwrap();
         let connection = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
         let (sender, connection) = connection.await.unwrap();
         tokio::spawn(connection);
