@@ -19,7 +19,7 @@ use crate::selftest::{self, Engine};
 /// Its file in the folder of a release.
 const FILE: &str = "choice.json";
 /// Largest such file: sixteen variants, each run in three ways, each with a reason.
-const MAX_FILE: u64 = 64 * 1024;
+const MAX_FILE: u64 = 128 * 1024;
 /// Longest reason that is kept and reported, characters.
 const MAX_REASON: usize = 300;
 /// One that comes later in the list must be faster by so much, so that noise does not decide for fewer bits.

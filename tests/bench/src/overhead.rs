@@ -6,6 +6,8 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use farlight_agent::awake::Awake;
+
 use crate::bare::Bare;
 use crate::client::{Endpoint, Form, Taken, clients, request};
 use crate::report::{Goal, Printer, Report};
@@ -17,8 +19,6 @@ const ROUNDS: u32 = 5;
 const UNIX_MICROS: f64 = 60.0;
 const HTTP_MICROS: f64 = 120.0;
 
-/// Where the kernel is told how fast cores are to wake up.
-const WISHES: &str = "/dev/cpu_dma_latency";
 /// A request that runs no model: what the transport costs by itself.
 const LIVE: &[u8] = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
@@ -61,9 +61,13 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let turn = args.span.each() / ROUNDS;
     for cores in [Cores::Rest, Cores::Awake] {
         // The agent says so in its log and runs on; here it would be measured twice as the same.
-        if cores == Cores::Awake && std::fs::OpenOptions::new().write(true).open(WISHES).is_err() {
-            let text = "cores cannot be kept awake here, so no goal is measured";
-            writeln!(std::io::stderr(), "{text}: {WISHES} is not there, or not for this user")?;
+        if cores == Cores::Awake
+            && let Err(error) = Awake::within(0)
+        {
+            writeln!(
+                std::io::stderr(),
+                "cores cannot be kept awake here, so no goal is measured: {error:#}"
+            )?;
             continue;
         }
         let serving = Serving::with(cores.settings(), &subjects.each_ref())?;
