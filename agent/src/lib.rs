@@ -29,6 +29,7 @@ pub mod recorder;
 pub mod router;
 pub mod run;
 pub mod runtime;
+mod seat;
 pub mod selftest;
 pub mod settings;
 pub mod shadow;

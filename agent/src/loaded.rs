@@ -2,7 +2,6 @@
 //! one request at a time or several together. Who may run and when is the queue's; which release answers is the model table's.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -10,17 +9,17 @@ use crossbeam_queue::ArrayQueue;
 use farlight_device::pointer::Slot;
 use farlight_device::window::Shape;
 use farlight_inference::{
-    EngineError, Engines, Item, LoadError, Options, Pipeline, Port, Prediction, Resident, RunError, State,
-    Worker,
+    EngineError, Engines, Item, LoadError, Options, Pipeline, Port, Prediction, RunError, State, Worker,
 };
 use farlight_release::Verified;
 use farlight_release::manifest::Manifest;
 
-use tokio::sync::{OwnedMutexGuard, oneshot};
+use tokio::sync::OwnedMutexGuard;
 
 use crate::choice::Way;
 use crate::metrics::Metrics;
-use crate::queue::{Place, Policy, Queue, Reply};
+use crate::queue::{Place, Policy, Queue, Reply, Turn};
+use crate::seat::{Answers, Job, Seat};
 use crate::shadow::Mirror;
 use crate::streams::{self, Streams};
 
@@ -221,23 +220,29 @@ impl Loaded {
             Err(error) => return Ran::failed(work.item, EngineError::Run(error.to_string()), started),
         };
         if self.queue.cost() <= LONG {
-            let ran = self.run_group(&mut seat.worker, work);
+            let mut others = Answers::default();
+            let ran = self.run_group(&mut seat.worker, work, &mut others);
             self.leave(seat);
             drop(place);
+            others.send();
             return ran;
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = Reply::here();
         let job = Box::new(Job { loaded: Arc::clone(&self), seat, place, work, reply });
         if let Err(job) = job.on_its_thread() {
             // Without a thread of its own a model holds up who asks, and answers.
             job.run();
         }
-        // The thread of a model answers whatever comes, or panics.
-        answer.await.unwrap_or_else(|_| Ran::lost(started))
+        match answer.await {
+            Ok(Turn::Done(ran)) => ran,
+            // The thread of a model answers whatever comes, or panics.
+            Ok(Turn::Run(..)) | Err(_) => Ran::lost(started),
+        }
     }
 
-    /// Runs a request and as many of those that wait as can be run with it; the answer of the first.
-    fn run_group(&self, worker: &mut Worker, first: Work) -> Ran {
+    /// Runs a request and as many of those that wait as can be run with it; the answer of the first, those of the others
+    /// with `answers`.
+    pub(crate) fn run_group(&self, worker: &mut Worker, first: Work, answers: &mut Answers) -> Ran {
         let most = if self.pipeline.batches() { self.policy().batch - 1 } else { 0 };
         let others = self.queue.more(most);
         if others.is_empty() {
@@ -259,8 +264,7 @@ impl Loaded {
             items.into_iter().zip(results).map(|(item, result)| Ran { item, result, started, times });
         let first = ran.next();
         for (sender, ran) in senders.into_iter().zip(ran) {
-            // One whose sender is gone was run for nothing.
-            sender.done(ran);
+            answers.add(sender, ran);
         }
         first.unwrap_or_else(|| Ran::lost(started))
     }
@@ -286,92 +290,8 @@ impl Loaded {
         self.seats.pop().map_or_else(|| Seat::new(&self.pipeline), Ok)
     }
 
-    fn leave(&self, seat: Seat) {
+    pub(crate) fn leave(&self, seat: Seat) {
         let _ = self.seats.push(seat);
-    }
-}
-
-/// What a request runs with: buffers, and a thread once the model is found to be a long one.
-struct Seat {
-    worker: Worker,
-    thread: Option<Sender<Box<Job>>>,
-}
-
-impl Seat {
-    fn new(pipeline: &Pipeline) -> Result<Self, LoadError> {
-        Ok(Self { worker: pipeline.worker()?, thread: None })
-    }
-}
-
-/// A request for the thread of a seat, which ends with the seat.
-struct Job {
-    loaded: Arc<Loaded>,
-    seat: Seat,
-    place: Place<Work, Ran>,
-    work: Work,
-    reply: oneshot::Sender<Ran>,
-}
-
-impl Job {
-    /// Hands itself to the thread of its seat; comes back when there is none.
-    fn on_its_thread(mut self: Box<Self>) -> Result<(), Box<Self>> {
-        let thread = match self.seat.thread.clone() {
-            Some(thread) => thread,
-            None => {
-                let (sender, jobs) = channel::<Box<Self>>();
-                // It runs where the thread that starts it may run: on the cores of the configuration.
-                let thread = std::thread::Builder::new().name("infer".into());
-                let run = move || {
-                    let _resident = Resident::here();
-                    jobs.into_iter().for_each(Self::run);
-                };
-                if let Err(error) = thread.spawn(run) {
-                    tracing::warn!(%error, "a model has no thread of its own");
-                    return Err(self);
-                }
-                self.seat.thread.insert(sender).clone()
-            }
-        };
-        thread.send(self).map_err(|unsent| {
-            let mut job = unsent.0;
-            job.seat.thread = None;
-            job
-        })
-    }
-
-    /// Runs the request, and then those that wait: who runs them here spares them two changes of threads. The place is
-    /// free before the last of them is answered: a client that asks again at once finds it.
-    fn run(self: Box<Self>) {
-        let Self { loaded, mut seat, place, work, reply } = *self;
-        let mut ran = loaded.run_group(&mut seat.worker, work);
-        let mut to = To::Own(reply);
-        while let Some(next) = loaded.queue.more(1).pop() {
-            to.send(ran);
-            let (work, reply) = next.split();
-            ran = loaded.run_group(&mut seat.worker, work);
-            to = To::Waiting(reply);
-        }
-        loaded.leave(seat);
-        drop(place);
-        to.send(ran);
-    }
-}
-
-/// Who an answer of the thread of a seat is for.
-enum To {
-    /// Who sent the job.
-    Own(oneshot::Sender<Ran>),
-    /// One that waited meanwhile.
-    Waiting(Reply<Work, Ran>),
-}
-
-impl To {
-    /// Sends it; one whose sender is gone was run for nothing.
-    fn send(self, ran: Ran) {
-        match self {
-            Self::Own(reply) => drop(reply.send(ran)),
-            Self::Waiting(reply) => drop(reply.done(ran)),
-        }
     }
 }
 
@@ -380,7 +300,8 @@ impl Ran {
         Self { item, result: Err(RunError::Engine(error)), started, times: [Duration::ZERO; 3] }
     }
 
-    fn lost(started: Instant) -> Self {
+    /// The answer of a thread that gave none.
+    pub(crate) fn lost(started: Instant) -> Self {
         Self::failed(Item::from(Vec::new()), EngineError::Run("the answer is missing".to_owned()), started)
     }
 }

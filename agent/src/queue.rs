@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 /// How the requests of one model are scheduled.
@@ -93,24 +94,41 @@ pub enum Turn<T, R> {
 pub struct Waiting<T, R> {
     /// What is to be run.
     pub work: T,
-    reply: oneshot::Sender<Turn<T, R>>,
+    reply: Reply<T, R>,
     deadline: Instant,
 }
 
 impl<T, R> Waiting<T, R> {
     /// What is to be run, and the way to give its sender the result.
     pub fn split(self) -> (T, Reply<T, R>) {
-        (self.work, Reply(self.reply))
+        (self.work, self.reply)
     }
 }
 
 /// The way to who waits for the result of a request.
-pub struct Reply<T, R>(oneshot::Sender<Turn<T, R>>);
+pub struct Reply<T, R> {
+    to: oneshot::Sender<Turn<T, R>>,
+    home: Handle,
+}
 
 impl<T, R> Reply<T, R> {
+    /// A way to the task that asks, and what comes over it.
+    ///
+    /// # Panics
+    /// Where no event loop runs.
+    pub fn here() -> (Self, oneshot::Receiver<Turn<T, R>>) {
+        let (to, turn) = oneshot::channel();
+        (Self { to, home: Handle::current() }, turn)
+    }
+
+    /// The event loop that its task runs on.
+    pub fn home(&self) -> &Handle {
+        &self.home
+    }
+
     /// Gives its sender the result; `false` when it is gone.
     pub fn done(self, result: R) -> bool {
-        self.0.send(Turn::Done(result)).is_ok()
+        self.to.send(Turn::Done(result)).is_ok()
     }
 }
 
@@ -197,7 +215,7 @@ impl<T, R> Queue<T, R> {
         priority: Priority,
         deadline: Instant,
     ) -> Result<Turn<T, R>, Refused> {
-        let (reply, turn) = oneshot::channel();
+        let (reply, turn) = Reply::here();
         let key = (priority, self.arrivals.fetch_add(1, Ordering::Relaxed));
         {
             let mut waiting = self.lock();
@@ -241,8 +259,10 @@ impl<T, R> Queue<T, R> {
         }
         let mut waiting = self.lock();
         let taken = std::iter::from_fn(|| waiting.pop_first().map(|(_, waiting)| waiting));
-        let taken =
-            taken.filter(|next| !next.reply.is_closed() && !self.is_late(next.deadline)).take(most).collect();
+        let taken = taken
+            .filter(|next| !next.reply.to.is_closed() && !self.is_late(next.deadline))
+            .take(most)
+            .collect();
         self.length.store(waiting.len(), Ordering::SeqCst);
         taken
     }
@@ -260,7 +280,9 @@ impl<T, R> Queue<T, R> {
                 self.free.fetch_add(1, Ordering::SeqCst);
                 continue;
             };
-            if let Err(Turn::Run(mut place, _)) = reply.send(Turn::Run(Place(Some(Arc::clone(self))), work)) {
+            if let Err(Turn::Run(mut place, _)) =
+                reply.to.send(Turn::Run(Place(Some(Arc::clone(self))), work))
+            {
                 // Its sender is gone. The place is for the next one, here and not from within its drop.
                 place.0 = None;
                 self.free.fetch_add(1, Ordering::SeqCst);

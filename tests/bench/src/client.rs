@@ -3,12 +3,14 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use cpu_time::ThreadTime;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::json;
 
 /// Longest wait for an answer.
@@ -88,13 +90,17 @@ pub(crate) fn head(bytes: &[u8]) -> anyhow::Result<Option<(u16, usize)>> {
 }
 
 /// What bytes go over both ways.
-pub(crate) trait Stream: Read + Write + Send {}
-impl<T: Read + Write + Send> Stream for T {}
+pub(crate) trait Stream: Read + Write + AsFd + Send {}
+impl<T: Read + Write + AsFd + Send> Stream for T {}
 
 /// A connection that is kept.
 pub(crate) struct Connection {
     stream: Box<dyn Stream>,
     buffer: Vec<u8>,
+    /// Bytes of a response so far.
+    have: usize,
+    /// Its status and whole length, once its head is there.
+    known: Option<(u16, usize)>,
 }
 
 impl Connection {
@@ -118,27 +124,33 @@ impl Connection {
 
     /// Over a stream that is connected.
     pub(crate) fn over(stream: Box<dyn Stream>) -> Self {
-        Self { stream, buffer: vec![0; RESPONSE] }
+        Self { stream, buffer: vec![0; RESPONSE], have: 0, known: None }
     }
 
     /// Sends a request and waits for the whole response; its status.
     pub(crate) fn ask(&mut self, request: &[u8]) -> anyhow::Result<u16> {
         self.stream.write_all(request)?;
-        let (mut have, mut known) = (0, None);
         loop {
-            let room = self.buffer.get_mut(have..).filter(|room| !room.is_empty());
-            let read = self.stream.read(room.context("the response is too long")?)?;
-            ensure!(read > 0, "the server closed the connection");
-            have += read;
-            if known.is_none() {
-                known = head(self.buffer.get(..have).unwrap_or_default())?;
-            }
-            if let Some((status, length)) = known
-                && have >= length
-            {
+            if let Some(status) = self.receive()? {
                 return Ok(status);
             }
         }
+    }
+
+    /// Reads once; the status when the response is whole.
+    fn receive(&mut self) -> anyhow::Result<Option<u16>> {
+        let room = self.buffer.get_mut(self.have..).filter(|room| !room.is_empty());
+        let read = self.stream.read(room.context("the response is too long")?)?;
+        ensure!(read > 0, "the server closed the connection");
+        self.have += read;
+        if self.known.is_none() {
+            self.known = head(self.buffer.get(..self.have).unwrap_or_default())?;
+        }
+        let Some((status, _)) = self.known.filter(|(_, length)| self.have >= *length) else {
+            return Ok(None);
+        };
+        (self.have, self.known) = (0, None);
+        Ok(Some(status))
     }
 }
 
@@ -220,17 +232,53 @@ where
     Ok(taken.sort())
 }
 
-/// Clients that ask as soon as they are answered, each on a connection of its own.
+/// A client that asks as soon as it is answered.
+pub(crate) fn client(endpoint: &Endpoint, request: &[u8], time: Duration) -> anyhow::Result<Taken> {
+    closed(1, time, || open(endpoint), |connection| answered(connection.ask(request)?))
+}
+
+/// Clients that ask as soon as they are answered, each on a connection of its own. One thread asks for all of them, as generators
+/// of load do: threads of their own would take more from the machine that is measured.
 pub(crate) fn clients(
     endpoint: &Endpoint,
     request: &[u8],
     count: usize,
     time: Duration,
 ) -> anyhow::Result<Taken> {
-    let open = || Connection::open(endpoint).with_context(|| format!("connect to {endpoint:?}"));
-    closed(count, time, open, |connection| {
-        let status = connection.ask(request)?;
-        ensure!(status == 200, "answered with status {status}");
-        Ok(())
-    })
+    let mut connections = (0..count).map(|_| open(endpoint)).collect::<anyhow::Result<Vec<_>>>()?;
+    let (processor, started) = (ThreadTime::now(), Instant::now());
+    let mut asked = vec![started; count];
+    for connection in &mut connections {
+        connection.stream.write_all(request)?;
+    }
+    let mut micros = Vec::with_capacity(1 << 16);
+    let patience = PollTimeout::try_from(PATIENCE)?;
+    let mut now = started;
+    while now - started < time {
+        let fds = connections.iter().map(|of| PollFd::new(of.stream.as_fd(), PollFlags::POLLIN));
+        let mut fds: Vec<PollFd> = fds.collect();
+        ensure!(poll(&mut fds, patience)? > 0, "nobody was answered for {PATIENCE:?}");
+        // One that is closed is ready as well: reading finds out.
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any() != Some(false)).collect();
+        for ((connection, asked), _) in
+            connections.iter_mut().zip(&mut asked).zip(ready).filter(|(_, ready)| *ready)
+        {
+            let Some(status) = connection.receive()? else { continue };
+            answered(status)?;
+            now = Instant::now();
+            micros.push((now - *asked).as_secs_f64() * 1e6);
+            *asked = now;
+            connection.stream.write_all(request)?;
+        }
+    }
+    Ok(Taken { micros, elapsed: now - started, processor: processor.elapsed() }.sort())
+}
+
+fn open(endpoint: &Endpoint) -> anyhow::Result<Connection> {
+    Connection::open(endpoint).with_context(|| format!("connect to {endpoint:?}"))
+}
+
+fn answered(status: u16) -> anyhow::Result<()> {
+    ensure!(status == 200, "answered with status {status}");
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::client::{Form, clients, request};
+use crate::client::{Form, client, request};
 use crate::report::{Goal, Printer, Report};
 use crate::serving::{Serving, Subject};
 
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     serving.restart()?;
     serving.pass(REST)?;
     let request = request(subject.name, Form::Binary, subject.shape, &subject.input());
-    clients(&serving.unix(), &request, 1, Duration::from_secs(1))?;
+    client(&serving.unix(), &request, Duration::from_secs(1))?;
     memory(&serving, "loaded", "watch-gestures, after a second of requests", most(LOADED_MIB), printer)?;
 
     serving.pass(REST)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use farlight_agent::awake::Awake;
 
 use crate::bare::Bare;
-use crate::client::{Endpoint, Form, Taken, clients, request};
+use crate::client::{Endpoint, Form, Taken, client, request};
 use crate::report::{Goal, Printer, Report};
 use crate::serving::{Serving, Span, Subject};
 
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
             measure(subject, &serving, cores, turn, printer)?;
         }
         for (kind, endpoint) in [("unix", serving.unix()), ("http", serving.tcp())] {
-            let taken = clients(&endpoint, LIVE, 1, turn)?;
+            let taken = client(&endpoint, LIVE, turn)?;
             let name = format!("{}/transport/{kind}/p50", cores.name());
             let report = Report::new(&name, taken.permille(500), "µs", None, Goal::default());
             printer.print(
@@ -110,7 +110,7 @@ fn measure(
         alone.then(bare.run(1, turn)?);
         floor.then(bare.behind_socket(&asked, turn)?);
         for (_, endpoint, _, _, request, taken) in &mut ways {
-            taken.then(clients(endpoint, request, 1, turn)?);
+            taken.then(client(endpoint, request, turn)?);
         }
     }
     let (alone, floor) = (alone.sort(), floor.sort());

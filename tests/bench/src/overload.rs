@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use crate::bare::Bare;
-use crate::client::{Connection, Endpoint, Form, Taken, clients, head, request};
+use crate::client::{Connection, Endpoint, Form, Taken, client, head, request};
 use crate::report::{Goal, Printer, Report};
 use crate::serving::{Serving, Subject};
 
@@ -65,7 +65,7 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism()?.get();
     let second = Duration::from_secs(1);
     let capacity = Bare::load(&subject.onnx, subject.shape, &input)?.run(cores, second)?.rate();
-    let quiet = clients(&serving.unix(), &request, 1, 2 * second)?;
+    let quiet = client(&serving.unix(), &request, 2 * second)?;
     let before = serving.memory("VmRSS")?;
     let flood = Duration::from_secs(if args.short { 5 } else { args.seconds });
     printer.note(&format!("{:.0} requests a second for {} s", capacity * TIMES, flood.as_secs()));

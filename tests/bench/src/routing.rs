@@ -3,7 +3,7 @@
 
 use anyhow::ensure;
 
-use crate::client::{Connection, Form, Taken, clients, request};
+use crate::client::{Connection, Form, Taken, client, request};
 use crate::report::{Goal, Printer, Report};
 use crate::serving::{Serving, Span, Subject};
 
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
     let mut serving = Serving::with("[router]\nremote = true\n", &[&subject])?;
     let request = request(subject.name, Form::Binary, subject.shape, &subject.input());
     let time = args.span.each();
-    let ask = |serving: &Serving| clients(&serving.unix(), &request, 1, time);
+    let ask = |serving: &Serving| client(&serving.unix(), &request, time);
     let mut none = ask(&serving)?;
     serving.configure(ONE)?;
     let one = ask(&serving)?;

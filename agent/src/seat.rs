@@ -1,0 +1,189 @@
+//! What a request runs with, and the thread of its own on which a long model runs. Such a thread goes on to what waits without
+//! asking anybody, and lets answers go together: each that leaves by itself wakes the thread that writes it, which costs
+//! both of them their caches.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant};
+
+use farlight_inference::{LoadError, Pipeline, Resident, Worker};
+use tokio::runtime::Handle;
+
+use crate::loaded::{Loaded, Ran, Work};
+use crate::queue::{Place, Reply};
+
+/// Longest time that an answer which is ready waits for others, by what the model took lately. A model that takes longer lets
+/// go of each at once: there is little to save.
+const HOLD: Duration = Duration::from_millis(4);
+
+/// What a request runs with: buffers, and a thread once the model is found to be a long one.
+pub(crate) struct Seat {
+    pub(crate) worker: Worker,
+    thread: Option<Sender<Box<Job>>>,
+}
+
+impl Seat {
+    /// A seat without a thread.
+    ///
+    /// # Errors
+    /// When the engine refuses.
+    pub(crate) fn new(pipeline: &Pipeline) -> Result<Self, LoadError> {
+        Ok(Self { worker: pipeline.worker()?, thread: None })
+    }
+}
+
+/// A request for the thread of a seat, which ends with the seat.
+pub(crate) struct Job {
+    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) seat: Seat,
+    pub(crate) place: Place<Work, Ran>,
+    pub(crate) work: Work,
+    pub(crate) reply: Reply<Work, Ran>,
+}
+
+impl Job {
+    /// Hands itself to the thread of its seat; comes back when there is none.
+    pub(crate) fn on_its_thread(mut self: Box<Self>) -> Result<(), Box<Self>> {
+        let thread = match self.seat.thread.clone() {
+            Some(thread) => thread,
+            None => {
+                let (sender, jobs) = channel::<Box<Self>>();
+                // It runs where the thread that starts it may run: on the cores of the configuration.
+                let thread = std::thread::Builder::new().name("infer".into());
+                let run = move || {
+                    let _resident = Resident::here();
+                    jobs.into_iter().for_each(Self::run);
+                };
+                if let Err(error) = thread.spawn(run) {
+                    tracing::warn!(%error, "a model has no thread of its own");
+                    return Err(self);
+                }
+                self.seat.thread.insert(sender).clone()
+            }
+        };
+        thread.send(self).map_err(|unsent| {
+            let mut job = unsent.0;
+            job.seat.thread = None;
+            job
+        })
+    }
+
+    /// Runs the request, and then those that wait: who runs them here spares them two changes of threads. The place is
+    /// free before the last of them is answered: a client that asks again at once finds it.
+    pub(crate) fn run(self: Box<Self>) {
+        let Self { loaded, mut seat, place, work, reply } = *self;
+        let (queue, mut answers) = (&loaded.queue, Answers::default());
+        let mut next = Some((work, reply));
+        while let Some((work, reply)) = next {
+            let ran = loaded.run_group(&mut seat.worker, work, &mut answers);
+            answers.add(reply, ran);
+            next = queue.more(1).pop().map(|waiting| waiting.split());
+            if next.is_some() && !holds(answers.age(), queue.cost(), queue.length(), queue.policy().workers) {
+                answers.send();
+            }
+        }
+        loaded.leave(seat);
+        drop(place);
+        answers.send();
+    }
+}
+
+/// Whether answers, the oldest of which is of this age, wait for one more run while `waiting` requests wait for theirs. Clients
+/// that ask again once they are answered are not to leave the other workers without work.
+fn holds(age: Duration, cost: Duration, waiting: usize, workers: usize) -> bool {
+    waiting >= workers && age + cost <= HOLD
+}
+
+/// Answers that are ready, by the event loop that waits for them. Those that are not sent are lost.
+#[derive(Default)]
+pub(crate) struct Answers {
+    since: Option<Instant>,
+    homes: Vec<(Handle, Vec<(Reply<Work, Ran>, Ran)>)>,
+}
+
+impl Answers {
+    /// One more.
+    pub(crate) fn add(&mut self, to: Reply<Work, Ran>, ran: Ran) {
+        self.since.get_or_insert_with(Instant::now);
+        match self.homes.iter_mut().find(|(home, _)| home.id() == to.home().id()) {
+            Some((_, answers)) => answers.push((to, ran)),
+            None => self.homes.push((to.home().clone(), vec![(to, ran)])),
+        }
+    }
+
+    /// How long the first of them is ready.
+    fn age(&self) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Sends them all, and wakes each event loop once.
+    pub(crate) fn send(&mut self) {
+        self.since = None;
+        for (home, mut answers) in self.homes.drain(..) {
+            // One whose sender is gone was run for nothing.
+            let send = |(to, ran): (Reply<Work, Ran>, Ran)| drop(to.done(ran));
+            match answers.pop() {
+                Some(only) if answers.is_empty() => send(only),
+                last => {
+                    home.spawn(async move { answers.into_iter().chain(last).for_each(send) });
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Builder;
+
+    use super::*;
+    use crate::queue::Turn;
+
+    #[test]
+    fn answers_wait_for_others_of_a_quick_model_while_enough_requests_wait() {
+        let ms = Duration::from_millis;
+        for (age, cost, waiting, workers, hold) in [
+            (0, 1, 2, 2, true),
+            (3, 1, 14, 2, true),
+            // The oldest would wait too long, or the model is no quick one.
+            (4, 1, 14, 2, false),
+            (0, 5, 14, 2, false),
+            // Those that wait do not keep every worker busy.
+            (0, 1, 1, 2, false),
+            (0, 1, 0, 1, false),
+        ] {
+            let case = format!("{age} ms old, runs of {cost} ms, {waiting} wait for {workers}");
+            assert_eq!(holds(ms(age), ms(cost), waiting, workers), hold, "{case}");
+        }
+    }
+
+    #[test]
+    fn every_event_loop_gets_its_answers_in_one_turn() {
+        let mut answers = Answers::default();
+        let mut loops = Vec::new();
+        for count in [1, 3] {
+            let runtime = Builder::new_current_thread().build().unwrap();
+            let (replies, turns): (Vec<_>, Vec<_>) =
+                runtime.block_on(async { (0..count).map(|_| Reply::here()).unzip() });
+            loops.push((runtime, turns));
+            replies.into_iter().for_each(|reply| answers.add(reply, Ran::lost(Instant::now())));
+        }
+        let (_gone, reply) = loops.remove(0);
+        assert!(answers.age() > Duration::ZERO);
+        let sends = std::thread::spawn(move || {
+            answers.send();
+            answers
+        });
+        let mut answers = sends.join().unwrap();
+        assert_eq!(answers.age(), Duration::ZERO);
+        // The second one needs a single turn of its loop; one who is gone by then is no error.
+        let (runtime, mut turns) = loops.remove(0);
+        drop(turns.pop());
+        runtime.block_on(tokio::task::yield_now());
+        for mut turn in reply.into_iter().chain(turns) {
+            assert!(matches!(turn.try_recv(), Ok(Turn::Done(_))));
+        }
+        // What was sent is sent once.
+        answers.send();
+    }
+}
