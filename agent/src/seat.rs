@@ -120,8 +120,10 @@ impl Answers {
     pub(crate) fn send(&mut self) {
         self.since = None;
         for (home, mut answers) in self.homes.drain(..) {
-            // One whose sender is gone was run for nothing.
-            let send = |(to, ran): (Reply<Work, Ran>, Ran)| drop(to.done(ran));
+            let send = |(to, ran): (Reply<Work, Ran>, Ran)| {
+                // One whose sender is gone was run for nothing.
+                let _ = to.done(ran);
+            };
             match answers.pop() {
                 Some(only) if answers.is_empty() => send(only),
                 last => {
