@@ -204,7 +204,7 @@ impl Loaded {
 
     /// Runs a request, and with it those that wait when several can be run at once. A model that is quick runs on
     /// the thread that asks; for a long one there are threads, so that the others of this thread need not wait.
-    pub(crate) async fn run(self: Arc<Self>, place: Place<Work, Ran>, work: Work) -> Ran {
+    pub(crate) async fn run(self: Arc<Self>, place: Place<Work, Ran>, work: Work, deadline: Instant) -> Ran {
         let policy = *self.policy();
         // Worth waiting for others only when they came in numbers before.
         if self.pipeline.batches()
@@ -227,7 +227,7 @@ impl Loaded {
             others.send();
             return ran;
         }
-        let (reply, answer) = Reply::here();
+        let (reply, answer) = Reply::here(deadline);
         let job = Box::new(Job { loaded: Arc::clone(&self), seat, place, work, reply });
         if let Err(job) = job.on_its_thread() {
             // Without a thread of its own a model holds up who asks, and answers.
@@ -264,9 +264,16 @@ impl Loaded {
             items.into_iter().zip(results).map(|(item, result)| Ran { item, result, started, times });
         let first = ran.next();
         for (sender, ran) in senders.into_iter().zip(ran) {
-            answers.add(sender, ran);
+            answers.add(sender, ran, Instant::now());
         }
         first.unwrap_or_else(|| Ran::lost(started))
+    }
+
+    /// What the next run takes, with as many of those that wait as can be run together, by what the model took lately.
+    pub(crate) fn next_run(&self) -> Duration {
+        let together =
+            if self.pipeline.batches() { self.policy().batch.min(self.queue.length() + 1) } else { 1 };
+        self.queue.cost().saturating_mul(u32::try_from(together).unwrap_or(u32::MAX))
     }
 
     fn run_one(&self, worker: &mut Worker, work: Work) -> Ran {

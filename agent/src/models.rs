@@ -296,7 +296,7 @@ impl Models {
             }
         };
         let ran = match turn {
-            Turn::Run(place, work) => Arc::clone(&loaded).run(place, work).await,
+            Turn::Run(place, work) => Arc::clone(&loaded).run(place, work, deadline).await,
             Turn::Done(ran) => ran,
         };
         if let Some(call) = ask.stream.filter(|call| call.end) {

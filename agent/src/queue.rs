@@ -95,7 +95,6 @@ pub struct Waiting<T, R> {
     /// What is to be run.
     pub work: T,
     reply: Reply<T, R>,
-    deadline: Instant,
 }
 
 impl<T, R> Waiting<T, R> {
@@ -109,21 +108,27 @@ impl<T, R> Waiting<T, R> {
 pub struct Reply<T, R> {
     to: oneshot::Sender<Turn<T, R>>,
     home: Handle,
+    deadline: Instant,
 }
 
 impl<T, R> Reply<T, R> {
-    /// A way to the task that asks, and what comes over it.
+    /// A way to the task that asks and waits until `deadline`, and what comes over it.
     ///
     /// # Panics
     /// Where no event loop runs.
-    pub fn here() -> (Self, oneshot::Receiver<Turn<T, R>>) {
+    pub fn here(deadline: Instant) -> (Self, oneshot::Receiver<Turn<T, R>>) {
         let (to, turn) = oneshot::channel();
-        (Self { to, home: Handle::current() }, turn)
+        (Self { to, home: Handle::current(), deadline }, turn)
     }
 
     /// The event loop that its task runs on.
     pub fn home(&self) -> &Handle {
         &self.home
+    }
+
+    /// How long its task waits.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
     }
 
     /// Gives its sender the result; `false` when it is gone.
@@ -215,7 +220,7 @@ impl<T, R> Queue<T, R> {
         priority: Priority,
         deadline: Instant,
     ) -> Result<Turn<T, R>, Refused> {
-        let (reply, turn) = Reply::here();
+        let (reply, turn) = Reply::here(deadline);
         let key = (priority, self.arrivals.fetch_add(1, Ordering::Relaxed));
         {
             let mut waiting = self.lock();
@@ -235,7 +240,7 @@ impl<T, R> Queue<T, R> {
                 // The last one makes room for one that comes before it.
                 waiting.pop_last();
             }
-            waiting.insert(key, Waiting { work, reply, deadline });
+            waiting.insert(key, Waiting { work, reply });
             self.length.store(waiting.len(), Ordering::SeqCst);
         }
         let leave = Leave { queue: self, key };
@@ -260,7 +265,7 @@ impl<T, R> Queue<T, R> {
         let mut waiting = self.lock();
         let taken = std::iter::from_fn(|| waiting.pop_first().map(|(_, waiting)| waiting));
         let taken = taken
-            .filter(|next| !next.reply.to.is_closed() && !self.is_late(next.deadline))
+            .filter(|next| !next.reply.to.is_closed() && !self.is_late(next.reply.deadline))
             .take(most)
             .collect();
         self.length.store(waiting.len(), Ordering::SeqCst);

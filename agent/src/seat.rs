@@ -76,9 +76,11 @@ impl Job {
         let mut next = Some((work, reply));
         while let Some((work, reply)) = next {
             let ran = loaded.run_group(&mut seat.worker, work, &mut answers);
-            answers.add(reply, ran);
+            answers.add(reply, ran, Instant::now());
             next = queue.more(1).pop().map(|waiting| waiting.split());
-            if next.is_some() && !holds(answers.age(), queue.cost(), queue.length(), queue.policy().workers) {
+            // Clients that ask again once they are answered are not to leave the other workers without work.
+            let others_wait = queue.length() >= queue.policy().workers;
+            if next.is_some() && !(others_wait && answers.can_wait(Instant::now(), loaded.next_run())) {
                 answers.send();
             }
         }
@@ -88,37 +90,33 @@ impl Job {
     }
 }
 
-/// Whether answers, the oldest of which is of this age, wait for one more run while `waiting` requests wait for theirs. Clients
-/// that ask again once they are answered are not to leave the other workers without work.
-fn holds(age: Duration, cost: Duration, waiting: usize, workers: usize) -> bool {
-    waiting >= workers && age + cost <= HOLD
-}
-
 /// Answers that are ready, by the event loop that waits for them. Those that are not sent are lost.
 #[derive(Default)]
 pub(crate) struct Answers {
-    since: Option<Instant>,
+    /// When they have to leave.
+    until: Option<Instant>,
     homes: Vec<(Handle, Vec<(Reply<Work, Ran>, Ran)>)>,
 }
 
 impl Answers {
-    /// One more.
-    pub(crate) fn add(&mut self, to: Reply<Work, Ran>, ran: Ran) {
-        self.since.get_or_insert_with(Instant::now);
+    /// One more, which is ready `now`.
+    pub(crate) fn add(&mut self, to: Reply<Work, Ran>, ran: Ran, now: Instant) {
+        let until = to.deadline().min(now + HOLD);
+        self.until = Some(self.until.map_or(until, |others| others.min(until)));
         match self.homes.iter_mut().find(|(home, _)| home.id() == to.home().id()) {
             Some((_, answers)) => answers.push((to, ran)),
             None => self.homes.push((to.home().clone(), vec![(to, ran)])),
         }
     }
 
-    /// How long the first of them is ready.
-    fn age(&self) -> Duration {
-        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    /// Whether they can wait for one more run that most likely takes so long, and may take a quarter more.
+    fn can_wait(&self, now: Instant, run: Duration) -> bool {
+        self.until.is_none_or(|until| now + run * 5 / 4 <= until)
     }
 
     /// Sends them all, and wakes each event loop once.
     pub(crate) fn send(&mut self) {
-        self.since = None;
+        self.until = None;
         for (home, mut answers) in self.homes.drain(..) {
             let send = |(to, ran): (Reply<Work, Ran>, Ran)| {
                 // One whose sender is gone was run for nothing.
@@ -141,22 +139,23 @@ mod tests {
     use super::*;
     use crate::queue::Turn;
 
-    #[test]
-    fn answers_wait_for_others_of_a_quick_model_while_enough_requests_wait() {
-        let ms = Duration::from_millis;
-        for (age, cost, waiting, workers, hold) in [
-            (0, 1, 2, 2, true),
-            (3, 1, 14, 2, true),
-            // The oldest would wait too long, or the model is no quick one.
-            (4, 1, 14, 2, false),
-            (0, 5, 14, 2, false),
-            // Those that wait do not keep every worker busy.
-            (0, 1, 1, 2, false),
-            (0, 1, 0, 1, false),
-        ] {
-            let case = format!("{age} ms old, runs of {cost} ms, {waiting} wait for {workers}");
-            assert_eq!(holds(ms(age), ms(cost), waiting, workers), hold, "{case}");
-        }
+    #[tokio::test]
+    async fn an_answer_waits_for_others_of_a_quick_model_and_never_beyond_its_deadline() {
+        let (now, ms) = (Instant::now(), Duration::from_millis);
+        let mut answers = Answers::default();
+        let mut add = |answers: &mut Answers, deadline, at| {
+            let (reply, _turn) = Reply::here(now + ms(deadline));
+            answers.add(reply, Ran::lost(now), now + ms(at));
+        };
+        add(&mut answers, 1_000, 0);
+        assert!(answers.can_wait(now, ms(3)) && !answers.can_wait(now, ms(4)));
+        // Others that are ready later do not let it wait longer.
+        add(&mut answers, 1_000, 2);
+        assert!(answers.can_wait(now + ms(2), ms(1)) && !answers.can_wait(now + ms(3), ms(1)));
+        add(&mut answers, 3, 2);
+        assert!(!answers.can_wait(now + ms(2), ms(1)));
+        answers.send();
+        assert!(answers.can_wait(now, ms(60_000)), "there is none");
     }
 
     #[test]
@@ -166,26 +165,20 @@ mod tests {
         for count in [1, 3] {
             let runtime = Builder::new_current_thread().build().unwrap();
             let (replies, turns): (Vec<_>, Vec<_>) =
-                runtime.block_on(async { (0..count).map(|_| Reply::here()).unzip() });
+                runtime.block_on(async { (0..count).map(|_| Reply::here(Instant::now())).unzip() });
             loops.push((runtime, turns));
-            replies.into_iter().for_each(|reply| answers.add(reply, Ran::lost(Instant::now())));
+            replies
+                .into_iter()
+                .for_each(|reply| answers.add(reply, Ran::lost(Instant::now()), Instant::now()));
         }
-        let (_gone, reply) = loops.remove(0);
-        assert!(answers.age() > Duration::ZERO);
-        let sends = std::thread::spawn(move || {
-            answers.send();
-            answers
-        });
-        let mut answers = sends.join().unwrap();
-        assert_eq!(answers.age(), Duration::ZERO);
-        // The second one needs a single turn of its loop; one who is gone by then is no error.
+        std::thread::spawn(move || answers.send()).join().unwrap();
+        // An answer alone is there at once; several need one turn of their loop. One who is gone by then is no error.
+        let (_runtime, only) = loops.remove(0);
         let (runtime, mut turns) = loops.remove(0);
         drop(turns.pop());
         runtime.block_on(tokio::task::yield_now());
-        for mut turn in reply.into_iter().chain(turns) {
+        for mut turn in only.into_iter().chain(turns) {
             assert!(matches!(turn.try_recv(), Ok(Turn::Done(_))));
         }
-        // What was sent is sent once.
-        answers.send();
     }
 }
