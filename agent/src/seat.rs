@@ -90,12 +90,15 @@ impl Job {
     }
 }
 
+/// An answer and the way to who waits for it.
+type Ready = (Reply<Work, Ran>, Ran);
+
 /// Answers that are ready, by the event loop that waits for them. Those that are not sent are lost.
 #[derive(Default)]
 pub(crate) struct Answers {
     /// When they have to leave.
     until: Option<Instant>,
-    homes: Vec<(Handle, Vec<(Reply<Work, Ran>, Ran)>)>,
+    homes: Vec<(Handle, Vec<Ready>)>,
 }
 
 impl Answers {
@@ -118,7 +121,7 @@ impl Answers {
     pub(crate) fn send(&mut self) {
         self.until = None;
         for (home, mut answers) in self.homes.drain(..) {
-            let send = |(to, ran): (Reply<Work, Ran>, Ran)| {
+            let send = |(to, ran): Ready| {
                 // One whose sender is gone was run for nothing.
                 let _ = to.done(ran);
             };
@@ -143,7 +146,7 @@ mod tests {
     async fn an_answer_waits_for_others_of_a_quick_model_and_never_beyond_its_deadline() {
         let (now, ms) = (Instant::now(), Duration::from_millis);
         let mut answers = Answers::default();
-        let mut add = |answers: &mut Answers, deadline, at| {
+        let add = |answers: &mut Answers, deadline, at| {
             let (reply, _turn) = Reply::here(now + ms(deadline));
             answers.add(reply, Ran::lost(now), now + ms(at));
         };
