@@ -126,7 +126,7 @@ impl<T, R> Reply<T, R> {
         &self.home
     }
 
-    /// How long its task waits.
+    /// Until when its task waits.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
