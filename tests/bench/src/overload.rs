@@ -113,7 +113,9 @@ fn report_memory(printer: &mut Printer, before: f64, seen: &[f64], end: f64) -> 
 
 /// Sends at a steady rate for a time; every answer.
 fn flooded(socket: &Path, request: &[u8], rate: f64, time: Duration) -> anyhow::Result<Vec<Answer>> {
-    let every = Duration::from_secs_f64(f64::from(CONNECTIONS) / rate);
+    // So many wait for an answer all the time, and send nothing else meanwhile.
+    let sending = f64::from(CONNECTIONS) - QUEUE as f64;
+    let every = Duration::from_secs_f64(sending / rate);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let connections: Vec<_> = (0..CONNECTIONS)
