@@ -137,6 +137,11 @@ impl<T, R> Reply<T, R> {
     }
 }
 
+/// Whether what is expected to take so long from `now` on ends before its deadline, even if it takes a quarter more.
+pub fn in_time(now: Instant, expected: Duration, deadline: Instant) -> bool {
+    now.checked_add(expected.saturating_mul(5) / 4).is_some_and(|end| end <= deadline)
+}
+
 type Key = (Priority, u64);
 
 /// The queue of one model.
@@ -231,9 +236,7 @@ impl<T, R> Queue<T, R> {
             if ahead >= self.policy.queue {
                 return Err(Refused::Full);
             }
-            // A quarter more than the model took lately: it may take longer next.
-            let answered = (self.wait(ahead) + self.cost()) * 5 / 4;
-            if Instant::now() + answered > deadline {
+            if !in_time(Instant::now(), self.wait(ahead).saturating_add(self.cost()), deadline) {
                 return Err(Refused::Hopeless);
             }
             if waiting.len() >= self.policy.queue {

@@ -10,7 +10,7 @@ use farlight_inference::{LoadError, Pipeline, Resident, Worker};
 use tokio::runtime::Handle;
 
 use crate::loaded::{Loaded, Ran, Work};
-use crate::queue::{Place, Reply};
+use crate::queue::{Place, Reply, in_time};
 
 /// Longest time that an answer which is ready waits for others, by what the model took lately. A model that takes longer lets
 /// go of each at once: there is little to save.
@@ -112,23 +112,23 @@ impl Answers {
         }
     }
 
-    /// Whether they can wait for one more run that most likely takes so long, and may take a quarter more.
+    /// Whether they can wait for one more run that is expected to take so long.
     fn can_wait(&self, now: Instant, run: Duration) -> bool {
-        self.until.is_none_or(|until| now + run * 5 / 4 <= until)
+        self.until.is_none_or(|until| in_time(now, run, until))
     }
 
     /// Sends them all, and wakes each event loop once.
     pub(crate) fn send(&mut self) {
         self.until = None;
-        for (home, mut answers) in self.homes.drain(..) {
+        for (home, answers) in self.homes.drain(..) {
             let send = |(to, ran): Ready| {
                 // One whose sender is gone was run for nothing.
                 let _ = to.done(ran);
             };
-            match answers.pop() {
-                Some(only) if answers.is_empty() => send(only),
-                last => {
-                    home.spawn(async move { answers.into_iter().chain(last).for_each(send) });
+            match <[Ready; 1]>::try_from(answers) {
+                Ok([only]) => send(only),
+                Err(answers) => {
+                    home.spawn(async move { answers.into_iter().for_each(send) });
                 }
             }
         }
@@ -143,7 +143,7 @@ mod tests {
     use crate::queue::Turn;
 
     #[tokio::test]
-    async fn an_answer_waits_for_others_of_a_quick_model_and_never_beyond_its_deadline() {
+    async fn an_answer_waits_for_others_of_a_quick_model_but_not_for_one_that_ends_after_its_deadline() {
         let (now, ms) = (Instant::now(), Duration::from_millis);
         let mut answers = Answers::default();
         let add = |answers: &mut Answers, deadline, at| {
