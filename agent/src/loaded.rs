@@ -19,7 +19,7 @@ use tokio::sync::OwnedMutexGuard;
 use crate::choice::Way;
 use crate::metrics::Metrics;
 use crate::queue::{Place, Policy, Queue, Reply, Turn};
-use crate::seat::{Answers, Job, Seat};
+use crate::seat::{Answers, Held, Job, Seat};
 use crate::shadow::Mirror;
 use crate::streams::{self, Streams};
 
@@ -45,6 +45,8 @@ pub struct Loaded {
     pipeline: Pipeline,
     seats: ArrayQueue<Seat>,
     pub(crate) queue: Arc<Queue<Work, Ran>>,
+    /// Answers of its threads that wait for each other.
+    pub(crate) held: Held,
     pub(crate) streams: Streams,
     /// A candidate that sees a share of the inputs, and decides nothing.
     pub(crate) mirror: ArcSwapOption<Mirror>,
@@ -127,6 +129,7 @@ impl Loaded {
             seats,
             pipeline,
             queue,
+            held: Held::default(),
             streams: Streams::new(scheduling.streams),
             mirror: ArcSwapOption::empty(),
             manifest,

@@ -69,7 +69,7 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
     });
     let mut sources = sources::start(&settings.source, &router, &threads, &shutdown);
     status.set_sources(std::mem::take(&mut sources.tallies));
-    let service = Service {
+    let service = Arc::new(Service {
         models: Arc::clone(&models),
         router,
         status,
@@ -79,16 +79,15 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         triton_metrics: settings.http.triton_metrics,
         slow: Arc::new(Slow::new(Duration::from_millis(settings.http.slow_ms))),
         updates,
-    };
+    });
     let address = listeners.address();
     let administering =
-        tokio::spawn(admin.serve(http::admin(service.clone()), Arc::clone(&threads), shutdown.clone()));
+        tokio::spawn(admin.serve(http::admin(Arc::clone(&service)), Arc::clone(&threads), shutdown.clone()));
     #[cfg(feature = "grpc")]
-    let calling = tokio::spawn(calls.serve(service.clone(), Arc::clone(&threads), shutdown.clone()));
+    let calling = tokio::spawn(calls.serve(Arc::clone(&service), Arc::clone(&threads), shutdown.clone()));
     #[cfg(not(feature = "grpc"))]
     let calling = std::future::ready(());
-    let serving =
-        tokio::spawn(listeners.serve(http::router(service), Arc::clone(&threads), shutdown.clone()));
+    let serving = tokio::spawn(listeners.serve(http::api(service), Arc::clone(&threads), shutdown.clone()));
     let linking = tokio::spawn(link.run());
     let driving = tokio::spawn(driver.run(inbox, healths, shutdown.clone()));
 

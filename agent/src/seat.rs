@@ -1,9 +1,9 @@
 //! What a request runs with, and the thread of its own on which a long model runs. Such a thread goes on to what waits without
-//! asking anybody, and lets answers go together: each that leaves by itself wakes the thread that writes it, which costs
-//! both of them their caches.
+//! asking anybody, and lets its answers go together with those of the model's other threads: each that leaves by itself
+//! wakes the thread that writes it, which costs both of them their caches.
 
-use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use farlight_inference::{LoadError, Pipeline, Resident, Worker};
@@ -72,21 +72,65 @@ impl Job {
     /// free before the last of them is answered: a client that asks again at once finds it.
     pub(crate) fn run(self: Box<Self>) {
         let Self { loaded, mut seat, place, work, reply } = *self;
-        let (queue, mut answers) = (&loaded.queue, Answers::default());
+        let (queue, held) = (&loaded.queue, loaded.held.until_dropped());
         let mut next = Some((work, reply));
         while let Some((work, reply)) = next {
+            let mut answers = Answers::default();
             let ran = loaded.run_group(&mut seat.worker, work, &mut answers);
             answers.add(reply, ran, Instant::now());
             next = queue.more(1).pop().map(|waiting| waiting.split());
             // Clients that ask again once they are answered are not to leave the other workers without work.
             let others_wait = queue.length() >= queue.policy().workers;
-            if next.is_some() && !(others_wait && answers.can_wait(Instant::now(), loaded.next_run())) {
-                answers.send();
+            let wait = |all: &Answers| others_wait && all.can_wait(Instant::now(), loaded.next_run());
+            held.add(answers);
+            if next.is_some() {
+                held.send_unless(wait);
             }
         }
         loaded.leave(seat);
         drop(place);
-        answers.send();
+        drop(held);
+    }
+}
+
+/// Answers of one model's threads that are ready and wait for each other. Every thread that adds some looks at all after
+/// its next run, and leaves none behind when it ends.
+#[derive(Default)]
+pub(crate) struct Held(Mutex<Answers>);
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, Answers> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Also when an engine panics, all are sent at the end.
+    fn until_dropped(&self) -> Holding<'_> {
+        Holding(self)
+    }
+}
+
+/// A thread that adds answers to those that are held.
+struct Holding<'a>(&'a Held);
+
+impl Holding<'_> {
+    fn add(&self, answers: Answers) {
+        self.0.lock().join(answers);
+    }
+
+    /// Sends all unless they can `wait`.
+    fn send_unless(&self, wait: impl Fn(&Answers) -> bool) {
+        let mut all = self.0.lock();
+        if !wait(&all) {
+            let mut leave = std::mem::take(&mut *all);
+            drop(all);
+            leave.send();
+        }
+    }
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        self.send_unless(|_| false);
     }
 }
 
@@ -106,10 +150,24 @@ impl Answers {
     pub(crate) fn add(&mut self, to: Reply<Work, Ran>, ran: Ran, now: Instant) {
         let until = to.deadline().min(now + HOLD);
         self.until = Some(self.until.map_or(until, |others| others.min(until)));
-        match self.homes.iter_mut().find(|(home, _)| home.id() == to.home().id()) {
-            Some((_, answers)) => answers.push((to, ran)),
-            None => self.homes.push((to.home().clone(), vec![(to, ran)])),
+        let home = to.home().clone();
+        self.of_home(&home).push((to, ran));
+    }
+
+    /// Those of others as well.
+    fn join(&mut self, others: Self) {
+        self.until = self.until.into_iter().chain(others.until).min();
+        for (home, answers) in others.homes {
+            self.of_home(&home).extend(answers);
         }
+    }
+
+    fn of_home(&mut self, home: &Handle) -> &mut Vec<Ready> {
+        let index = self.homes.iter().position(|(known, _)| known.id() == home.id()).unwrap_or_else(|| {
+            self.homes.push((home.clone(), Vec::new()));
+            self.homes.len() - 1
+        });
+        &mut self.homes[index].1
     }
 
     /// Whether they can wait for one more run that is expected to take so long.
@@ -159,6 +217,39 @@ mod tests {
         assert!(!answers.can_wait(now + ms(2), ms(1)));
         answers.send();
         assert!(answers.can_wait(now, ms(60_000)), "there is none");
+    }
+
+    #[test]
+    fn what_is_held_leaves_with_the_first_that_cannot_wait_and_with_who_ends_or_panics() {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let held = Arc::new(Held::default());
+        let (mut turns, mut told) = (Vec::new(), Vec::new());
+        let mut one = |holding: &Holding<'_>| {
+            let (reply, turn) = runtime.block_on(async { Reply::here(Instant::now()) });
+            let mut answers = Answers::default();
+            answers.add(reply, Ran::lost(Instant::now()), Instant::now());
+            holding.add(answers);
+            turns.push(turn);
+            runtime.block_on(tokio::task::yield_now());
+            told.push(turns.iter_mut().filter_map(|turn| turn.try_recv().ok()).count());
+        };
+        let (first, second) = (held.until_dropped(), held.until_dropped());
+        one(&first);
+        first.send_unless(|_| true);
+        one(&second);
+        second.send_unless(|_| false);
+        // Both left with the second's, and the next two with the end of the first thread.
+        one(&first);
+        one(&second);
+        drop(first);
+        one(&second);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let _holding = second;
+            panic!("an engine");
+        }));
+        assert!(panicked.is_err());
+        one(&held.until_dropped());
+        assert_eq!(told, [0, 0, 2, 0, 2, 1]);
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl Listener {
     }
 
     /// Serves on `threads` until `shutdown` turns true, then finishes requests in flight.
-    pub async fn serve(self, service: Service, threads: Arc<Threads>, shutdown: watch::Receiver<bool>) {
+    pub async fn serve(self, service: Arc<Service>, threads: Arc<Threads>, shutdown: watch::Receiver<bool>) {
         let max = service.max_body_bytes;
         let methods = Methods { service, shutdown: shutdown.clone() };
         let methods = GrpcInferenceServiceServer::new(methods)

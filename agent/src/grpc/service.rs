@@ -1,5 +1,6 @@
 //! The methods of `inference.GRPCInferenceService`. Each reads its message, asks what HTTP asks, and writes the answer.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -19,7 +20,7 @@ type Answered<T> = Result<Response<T>, Status>;
 
 /// The methods and what they ask.
 pub(super) struct Methods {
-    pub(super) service: Service,
+    pub(super) service: Arc<Service>,
     /// Turns true when the agent stops.
     pub(super) shutdown: watch::Receiver<bool>,
 }
@@ -145,10 +146,10 @@ impl GrpcInferenceService for Methods {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Answered<Self::ModelStreamInferStream> {
         let wishes = Wishes::of(request.metadata());
-        let service = self.service.clone();
+        let service = Arc::clone(&self.service);
         let requests = request.into_inner().take_until(stopped(self.shutdown.clone()));
         let answers = requests.then(move |request| {
-            let (service, wishes) = (service.clone(), wishes.clone());
+            let (service, wishes) = (Arc::clone(&service), wishes.clone());
             async move {
                 let request = request?;
                 let (model_name, id) = (request.model_name.clone(), request.id.clone());

@@ -1,6 +1,8 @@
 //! `POST /v2/models/{model}/feedback`: what an application found out about an answer, at once or weeks later. It is on
 //! disk when the request is answered, and the cloud gets it like every report.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -82,7 +84,7 @@ fn read(service: &Service, model: &str, body: &[u8]) -> Result<Vec<Feedback>, St
 
 /// Keeps feedback for the cloud.
 pub(super) async fn give(
-    State(service): State<Service>,
+    State(service): State<Arc<Service>>,
     Path(model): Path<String>,
     extract::Body(body): extract::Body,
 ) -> Response {

@@ -1,21 +1,24 @@
 //! `POST …/infer`.
 
 use std::io::Read;
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
+use hyper::body::Incoming;
 
-use super::extract::{Body, Path};
+use super::extract::{Body, Path, whole};
 use super::{Service, refuse, request, response};
 use crate::protocol::Refusal;
 use crate::protocol::infer::{Call, answer};
 
 /// Asks the active release.
 pub(super) async fn model(
-    State(service): State<Service>,
+    State(service): State<Arc<Service>>,
     Path(model): Path<String>,
     headers: HeaderMap,
     Body(body): Body,
@@ -25,12 +28,26 @@ pub(super) async fn model(
 
 /// Asks one version.
 pub(super) async fn version(
-    State(service): State<Service>,
+    State(service): State<Arc<Service>>,
     Path((model, version)): Path<(String, String)>,
     headers: HeaderMap,
     Body(body): Body,
 ) -> Response {
     infer(&service, &model, Some(&version), &headers, &body).await
+}
+
+/// The model that a request for inference names in its path, when nothing of the name is written in another way.
+pub(super) fn plain(parts: &Parts) -> Option<&str> {
+    let name = parts.uri.path().strip_prefix("/v2/models/")?.strip_suffix("/infer")?;
+    (parts.method == Method::POST && !name.is_empty() && !name.contains(['/', '%'])).then_some(name)
+}
+
+/// The same as [`model`], without a router.
+pub(super) async fn direct(service: &Service, model: &str, headers: &HeaderMap, body: Incoming) -> Response {
+    match whole(body, service.max_body_bytes).await {
+        Ok(body) => infer(service, model, None, headers, &body).await,
+        Err(refusal) => refusal,
+    }
 }
 
 async fn infer(

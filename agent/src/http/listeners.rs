@@ -1,5 +1,6 @@
 //! Where clients connect over HTTP: the listeners, and how a connection is served.
 
+use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::pin::pin;
@@ -7,10 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::{BoxError, Router};
+use axum::BoxError;
+use axum::body::Body;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::HttpService;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -24,6 +27,21 @@ use crate::threads::Threads;
 const MAX_CONNECTIONS: u32 = 1_024;
 /// A client that takes longer for the head of a request, or stays silent so long after an answer, is let go.
 const HEAD_TIME: Duration = Duration::from_secs(120);
+
+/// What answers the requests of all connections.
+pub trait Handler:
+    HttpService<Incoming, ResBody = Body, Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+
+impl<T> Handler for T where
+    T: HttpService<Incoming, ResBody = Body, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
 
 /// The bound listeners.
 pub struct Listeners {
@@ -80,16 +98,16 @@ impl Listeners {
     }
 
     /// Serves on `threads` until `shutdown` turns true, then finishes requests in flight.
-    pub async fn serve(self, router: Router, threads: Arc<Threads>, shutdown: watch::Receiver<bool>) {
+    pub async fn serve(self, handler: impl Handler, threads: Arc<Threads>, shutdown: watch::Receiver<bool>) {
         let doors = Doors::new(threads, shutdown.clone(), MAX_CONNECTIONS);
-        let with = || (router.clone(), shutdown.clone());
+        let with = || (handler.clone(), shutdown.clone());
         let tcp = doors.open(self.tcp, |stream| {
-            let (router, shutdown) = with();
-            async move { talk(TcpStream::from_std(stream)?, router, shutdown).await }
+            let (handler, shutdown) = with();
+            async move { talk(TcpStream::from_std(stream)?, handler, shutdown).await }
         });
         let unix = doors.open(self.unix, |stream| {
-            let (router, shutdown) = with();
-            async move { talk(UnixStream::from_std(stream)?, router, shutdown).await }
+            let (handler, shutdown) = with();
+            async move { talk(UnixStream::from_std(stream)?, handler, shutdown).await }
         });
         tokio::join!(tcp, unix);
         doors.closed().await;
@@ -99,14 +117,14 @@ impl Listeners {
 /// One connection, until the client closes it or the shutdown lets it answer what it has begun.
 async fn talk(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    router: Router,
+    handler: impl Handler,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), BoxError> {
     let mut connection = pin!(
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIME)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+            .serve_connection(TokioIo::new(stream), handler)
     );
     tokio::select! {
         ended = connection.as_mut() => return Ok(ended?),

@@ -2,6 +2,7 @@
 //! administrator's socket alone) the installation from a bundle.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
@@ -60,12 +61,12 @@ async fn ask<T>(
 }
 
 /// The flags of the configuration in force.
-pub(super) async fn flags(State(service): State<Service>) -> Response {
+pub(super) async fn flags(State(service): State<Arc<Service>>) -> Response {
     Json(&service.runtime.get().flags).into_response()
 }
 
 /// Takes the update lock, or takes it for longer: nothing is activated while it is held.
-pub(super) async fn lock(State(service): State<Service>, Body(body): Body) -> Response {
+pub(super) async fn lock(State(service): State<Arc<Service>>, Body(body): Body) -> Response {
     let request: LockRequest = match read(&body) {
         Ok(request) => request,
         Err(response) => return *response,
@@ -83,7 +84,7 @@ pub(super) async fn lock(State(service): State<Service>, Body(body): Body) -> Re
 }
 
 /// Gives the update lock back. One that nobody holds is given back, too.
-pub(super) async fn unlock(State(service): State<Service>, Body(body): Body) -> Response {
+pub(super) async fn unlock(State(service): State<Arc<Service>>, Body(body): Body) -> Response {
     let request: LockRequest = match read(&body) {
         Ok(request) => request,
         Err(response) => return *response,
@@ -99,7 +100,7 @@ pub(super) async fn unlock(State(service): State<Service>, Body(body): Body) -> 
 }
 
 /// Installs the releases of a bundle, with all checks that an assignment's have.
-pub(super) async fn install(State(service): State<Service>, Body(body): Body) -> Response {
+pub(super) async fn install(State(service): State<Arc<Service>>, Body(body): Body) -> Response {
     let request: InstallRequest = match read(&body) {
         Ok(request) => request,
         Err(response) => return *response,

@@ -1,5 +1,7 @@
 //! Health, server and model metadata, configuration and statistics over HTTP.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -21,55 +23,55 @@ pub(super) async fn live() -> Json<Value> {
     Json(json!({ "live": true, "ready": true }))
 }
 
-pub(super) async fn ready(State(service): State<Service>) -> Response {
+pub(super) async fn ready(State(service): State<Arc<Service>>) -> Response {
     let ready = metadata::ready(&service);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json!({ "live": true, "ready": ready }))).into_response()
 }
 
-pub(super) async fn model(State(service): State<Service>, Path(model): Path<String>) -> Response {
+pub(super) async fn model(State(service): State<Arc<Service>>, Path(model): Path<String>) -> Response {
     with(&service, &model, None, |loaded| metadata::model(&service, loaded))
 }
 
 pub(super) async fn version(
-    State(service): State<Service>,
+    State(service): State<Arc<Service>>,
     Path((model, version)): Path<(String, String)>,
 ) -> Response {
     with(&service, &model, Some(&version), |loaded| metadata::model(&service, loaded))
 }
 
-pub(super) async fn model_ready(State(service): State<Service>, Path(model): Path<String>) -> Response {
+pub(super) async fn model_ready(State(service): State<Arc<Service>>, Path(model): Path<String>) -> Response {
     with(&service, &model, None, is_ready)
 }
 
 pub(super) async fn version_ready(
-    State(service): State<Service>,
+    State(service): State<Arc<Service>>,
     Path((model, version)): Path<(String, String)>,
 ) -> Response {
     with(&service, &model, Some(&version), is_ready)
 }
 
-pub(super) async fn model_config(State(service): State<Service>, Path(model): Path<String>) -> Response {
+pub(super) async fn model_config(State(service): State<Arc<Service>>, Path(model): Path<String>) -> Response {
     with(&service, &model, None, metadata::config)
 }
 
 pub(super) async fn version_config(
-    State(service): State<Service>,
+    State(service): State<Arc<Service>>,
     Path((model, version)): Path<(String, String)>,
 ) -> Response {
     with(&service, &model, Some(&version), metadata::config)
 }
 
-pub(super) async fn all_stats(State(service): State<Service>) -> Response {
+pub(super) async fn all_stats(State(service): State<Arc<Service>>) -> Response {
     stats(&service, None, None)
 }
 
-pub(super) async fn model_stats(State(service): State<Service>, Path(model): Path<String>) -> Response {
+pub(super) async fn model_stats(State(service): State<Arc<Service>>, Path(model): Path<String>) -> Response {
     stats(&service, Some(&model), None)
 }
 
 pub(super) async fn version_stats(
-    State(service): State<Service>,
+    State(service): State<Arc<Service>>,
     Path((model, version)): Path<(String, String)>,
 ) -> Response {
     stats(&service, Some(&model), Some(&version))

@@ -239,7 +239,7 @@ fn loads(models: &Models) -> Vec<(Release, Arc<Loaded>)> {
     loads.map(labelled).collect()
 }
 
-pub(super) async fn text(State(service): State<Service>) -> Response {
+pub(super) async fn text(State(service): State<Arc<Service>>) -> Response {
     let mut registry = Registry::with_prefix("farlight");
     registry.register_collector(Box::new(Loads(Arc::clone(&service.models))));
     registry.register_collector(Box::new(Routes(Arc::clone(&service.router))));

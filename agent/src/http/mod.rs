@@ -12,21 +12,42 @@ mod repository;
 mod request;
 mod response;
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::StatusCode;
+use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 
 use crate::protocol::{Kind, Refusal, Service};
 
-pub use listeners::Listeners;
+pub use listeners::{Handler, Listeners};
 pub(crate) use response::Elements;
 
+/// All of the API, as [`Listeners`] serve it. Inference by the plain name of a model takes the shortest way: what a router does
+/// with a request is a tenth of what the agent does with it beside the model.
+pub fn api(service: Arc<Service>) -> impl Handler {
+    let router = TowerToHyperService::new(router(Arc::clone(&service)));
+    service_fn(move |request: Request<Incoming>| {
+        let (service, router) = (Arc::clone(&service), router.clone());
+        async move {
+            let (parts, body) = request.into_parts();
+            match infer::plain(&parts) {
+                Some(model) => Ok(infer::direct(&service, model, &parts.headers, body).await),
+                None => router.call(Request::from_parts(parts, body)).await,
+            }
+        }
+    })
+}
+
 /// All routes.
-pub fn router(service: Service) -> Router {
+fn router(service: Arc<Service>) -> Router {
     let limit = DefaultBodyLimit::max(service.max_body_bytes);
     Router::new()
         .route("/v2", get(metadata::server))
@@ -62,16 +83,17 @@ pub fn router(service: Service) -> Router {
 }
 
 /// What only the administrator of the device may ask, on a socket of its own.
-pub fn admin(service: Service) -> Router {
-    Router::new()
+pub fn admin(service: Arc<Service>) -> impl Handler {
+    let router = Router::new()
         .route("/farlight/status", get(status))
         .route("/farlight/install", post(local::install))
         .fallback(async || refuse(StatusCode::NOT_FOUND, "no such path"))
         .layer(DefaultBodyLimit::max(local::MAX_BODY))
-        .with_state(service)
+        .with_state(service);
+    TowerToHyperService::new(router)
 }
 
-async fn status(State(service): State<Service>) -> Response {
+async fn status(State(service): State<Arc<Service>>) -> Response {
     Json(service.status.document(&service.models)).into_response()
 }
 

@@ -1,5 +1,7 @@
 //! The model repository extension over HTTP.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -28,7 +30,7 @@ fn read(body: &[u8]) -> Result<Wanted, Box<Response>> {
 }
 
 /// `POST /v2/repository/index`.
-pub(super) async fn index(State(service): State<Service>, Body(body): Body) -> Response {
+pub(super) async fn index(State(service): State<Arc<Service>>, Body(body): Body) -> Response {
     match read(&body) {
         Ok(wanted) => Json(repository::index(&service, wanted.ready)).into_response(),
         Err(response) => *response,
@@ -37,7 +39,7 @@ pub(super) async fn index(State(service): State<Service>, Body(body): Body) -> R
 
 /// `POST /v2/repository/models/{model}/load`.
 pub(super) async fn load(
-    State(service): State<Service>,
+    State(service): State<Arc<Service>>,
     Path(model): Path<String>,
     Body(body): Body,
 ) -> Response {
@@ -52,7 +54,7 @@ pub(super) async fn load(
 
 /// `POST /v2/repository/models/{model}/unload`.
 pub(super) async fn unload(
-    State(service): State<Service>,
+    State(service): State<Arc<Service>>,
     Path(model): Path<String>,
     Body(body): Body,
 ) -> Response {

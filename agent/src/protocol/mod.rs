@@ -24,7 +24,6 @@ use crate::status::Status;
 use crate::update::Input;
 
 /// What answers requests, in every form.
-#[derive(Clone)]
 pub struct Service {
     /// The model table.
     pub models: Arc<Models>,

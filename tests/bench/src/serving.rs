@@ -1,6 +1,7 @@
 //! A real agent with installed releases, for the benchmarks of serving: what it runs, where it listens, and what the
 //! kernel counts of its process.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -265,12 +266,20 @@ impl Serving {
 
     /// Processor time that all threads of the agent took so far.
     pub(crate) fn processor(&self) -> anyhow::Result<Duration> {
-        let mut nanos = 0;
+        Ok(self.processor_of_threads()?.into_values().sum())
+    }
+
+    /// The same by the names of its threads: `infer` runs long models, `serve` answers and runs quick ones.
+    pub(crate) fn processor_of_threads(&self) -> anyhow::Result<BTreeMap<String, Duration>> {
+        let mut names = BTreeMap::new();
         for task in std::fs::read_dir(self.process()?.join("task"))? {
+            let task = task?.path();
             // A thread that ended meanwhile is left out.
-            let Ok(text) = std::fs::read_to_string(task?.path().join("schedstat")) else { continue };
-            nanos += text.split_whitespace().next().context("schedstat is empty")?.parse::<u64>()?;
+            let read = |file| std::fs::read_to_string(task.join(file));
+            let (Ok(name), Ok(text)) = (read("comm"), read("schedstat")) else { continue };
+            let nanos = text.split_whitespace().next().context("schedstat is empty")?.parse()?;
+            *names.entry(name.trim().to_owned()).or_default() += Duration::from_nanos(nanos);
         }
-        Ok(Duration::from_nanos(nanos))
+        Ok(names)
     }
 }

@@ -44,7 +44,8 @@ async fn begun(options: &DeviceOptions) -> (Fleet, Device) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn several_inputs_of_every_type_come_back_for_each_item_of_a_batch() {
-    let (fleet, device) = begun(&DeviceOptions::default()).await;
+    let (fleet, device) =
+        begun(&DeviceOptions { http: "max_body_bytes = 65536".to_owned(), ..DeviceOptions::default() }).await;
     fleet.install(&device, &Graph::types().unwrap(), "1.0.0").await.unwrap();
     let metadata: Value =
         device.client().get("http://agent/v2/models/types").send().await.unwrap().json().await.unwrap();
@@ -72,6 +73,18 @@ async fn several_inputs_of_every_type_come_back_for_each_item_of_a_batch() {
         assert_eq!((&output["shape"], &output["datatype"]), (&json!([2, 2]), &input["datatype"]), "{output}");
         assert_eq!(flat(&output["data"]), flat(&input["data"]), "{name}");
     }
+    // A name may be written in several ways, and goes with its version: each is answered, or refused, alike.
+    let (asked, large) = (json!({ "inputs": inputs }), json!(" ".repeat(70_000)));
+    let (mut answered, mut refused) = (Vec::new(), Vec::new());
+    for name in ["types", "%74ypes", "types/versions/1.0.0"] {
+        answered.push(infer(&device, name, &asked).await["outputs"].clone());
+        refused.push(post(&device, &format!("models/{name}/infer"), &large).await);
+    }
+    assert!(answered.iter().all(|outputs| *outputs == answer["outputs"]), "{answered:?}");
+    assert!(
+        refused.iter().all(|(status, _, document)| *status == 413 && document["error"].is_string()),
+        "{refused:?}"
+    );
     let best =
         json!({ "inputs": inputs, "outputs": [{ "name": "y_fp32", "parameters": { "classification": 1 } }] });
     let answer = infer(&device, "types", &best).await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use farlight_agent::choice::Way;
-use farlight_agent::http::{Listeners, router};
+use farlight_agent::http::{Listeners, api};
 use farlight_agent::models::{How, Keep, Loaded, Models, Scheduling};
 use farlight_agent::protocol::{Service, Slow};
 use farlight_agent::recorder::{self, Plan};
@@ -66,7 +66,7 @@ pub(crate) fn serve(args: &Args) -> anyhow::Result<()> {
         let models =
             Arc::new(Models::new(schedule, Engines::default(), recording.recorder.clone(), switches.clone()));
         let (updates, _inbox) = mpsc::channel(1);
-        let service = Service {
+        let service = Arc::new(Service {
             models: Arc::clone(&models),
             router: Arc::new(Router::new(Arc::clone(&models), switches.clone(), None)),
             status: Arc::new(Status::new("bench", "bench")),
@@ -76,12 +76,12 @@ pub(crate) fn serve(args: &Args) -> anyhow::Result<()> {
             max_body_bytes: 1024 * 1024,
             runtime: switches,
             updates,
-        };
+        });
         let settings = Http { listen: String::new(), socket: args.socket.clone(), ..Http::default() };
         let listeners = Listeners::bind(&settings).await.map_err(|fatal| anyhow!("listen: {fatal:?}"))?;
         let (_running, shutdown) = watch::channel(false);
         let threads = Arc::new(Threads::start(2, &[])?);
-        tokio::spawn(listeners.serve(router(service), threads, shutdown));
+        tokio::spawn(listeners.serve(api(service), threads, shutdown));
 
         models.activate(releases[0].load(scheduling)?, Keep::Nothing);
         say("ready")?;
