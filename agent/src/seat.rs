@@ -74,22 +74,22 @@ impl Job {
         let Self { loaded, mut seat, place, work, reply } = *self;
         let (queue, held) = (&loaded.queue, loaded.held.until_dropped());
         let mut next = Some((work, reply));
+        let mut answers = Answers::default();
         while let Some((work, reply)) = next {
-            let mut answers = Answers::default();
             let ran = loaded.run_group(&mut seat.worker, work, &mut answers);
             answers.add(reply, ran, Instant::now());
             next = queue.more(1).pop().map(|waiting| waiting.split());
-            // Clients that ask again once they are answered are not to leave the other workers without work.
-            let others_wait = queue.length() >= queue.policy().workers;
-            let wait = |all: &Answers| others_wait && all.can_wait(Instant::now(), loaded.next_run());
-            held.add(answers);
             if next.is_some() {
-                held.send_unless(wait);
+                // Clients that ask again once they are answered are not to leave the other workers without work.
+                let others_wait = queue.length() >= queue.policy().workers;
+                let (now, run) = (Instant::now(), loaded.next_run());
+                let wait = |all: &Answers| others_wait && all.can_wait(now, run);
+                held.add(std::mem::take(&mut answers), wait);
             }
         }
         loaded.leave(seat);
         drop(place);
-        drop(held);
+        held.add(answers, |_| false);
     }
 }
 
@@ -113,13 +113,10 @@ impl Held {
 struct Holding<'a>(&'a Held);
 
 impl Holding<'_> {
-    fn add(&self, answers: Answers) {
-        self.0.lock().join(answers);
-    }
-
-    /// Sends all unless they can `wait`.
-    fn send_unless(&self, wait: impl Fn(&Answers) -> bool) {
+    /// Adds some, and sends all unless they can `wait`.
+    fn add(&self, answers: Answers, wait: impl FnOnce(&Answers) -> bool) {
         let mut all = self.0.lock();
+        all.join(answers);
         if !wait(&all) {
             let mut leave = std::mem::take(&mut *all);
             drop(all);
@@ -130,7 +127,7 @@ impl Holding<'_> {
 
 impl Drop for Holding<'_> {
     fn drop(&mut self) {
-        self.send_unless(|_| false);
+        self.add(Answers::default(), |_| false);
     }
 }
 
@@ -224,32 +221,30 @@ mod tests {
         let runtime = Builder::new_current_thread().build().unwrap();
         let held = Arc::new(Held::default());
         let (mut turns, mut told) = (Vec::new(), Vec::new());
-        let mut one = |holding: &Holding<'_>| {
+        let mut one = |holding: &Holding<'_>, wait: bool| {
             let (reply, turn) = runtime.block_on(async { Reply::here(Instant::now()) });
             let mut answers = Answers::default();
             answers.add(reply, Ran::lost(Instant::now()), Instant::now());
-            holding.add(answers);
+            holding.add(answers, |_| wait);
             turns.push(turn);
             runtime.block_on(tokio::task::yield_now());
             told.push(turns.iter_mut().filter_map(|turn| turn.try_recv().ok()).count());
         };
         let (first, second) = (held.until_dropped(), held.until_dropped());
-        one(&first);
-        first.send_unless(|_| true);
-        one(&second);
-        second.send_unless(|_| false);
-        // Both left with the second's, and the next two with the end of the first thread.
-        one(&first);
-        one(&second);
+        one(&first, true);
+        one(&second, false);
+        one(&first, true);
+        one(&second, true);
+        // Two leave with the first's end, and one when the second panics.
         drop(first);
-        one(&second);
+        one(&second, true);
         let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
             let _holding = second;
             panic!("an engine");
         }));
         assert!(panicked.is_err());
-        one(&held.until_dropped());
-        assert_eq!(told, [0, 0, 2, 0, 2, 1]);
+        one(&held.until_dropped(), true);
+        assert_eq!(told, [0, 2, 0, 0, 2, 1]);
     }
 
     #[test]

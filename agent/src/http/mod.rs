@@ -30,8 +30,8 @@ use crate::protocol::{Kind, Refusal, Service};
 pub use listeners::{Handler, Listeners};
 pub(crate) use response::Elements;
 
-/// All of the API, as [`Listeners`] serve it. Inference by the plain name of a model takes the shortest way: what a router does
-/// with a request is a tenth of what the agent does with it beside the model.
+/// All of the API, as [`Listeners`] serve it. Inference by the plain name of a model, which most requests are, goes
+/// without the router: that is a good part of what the agent does with a request beside the model.
 pub fn api(service: Arc<Service>) -> impl Handler {
     let router = TowerToHyperService::new(router(Arc::clone(&service)));
     service_fn(move |request: Request<Incoming>| {

@@ -1,5 +1,5 @@
 //! `bench throughput`: requests a second of a model of about a millisecond, against tract alone on every core. The
-//! clients run on the same cores; what they take of them is said with each result.
+//! clients run on the same cores; what they and the agent's threads take of a request is said with each result.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
