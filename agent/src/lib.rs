@@ -23,6 +23,7 @@ pub mod logs;
 pub mod metrics;
 pub mod models;
 pub mod pages;
+mod poll;
 pub mod protocol;
 pub mod queue;
 pub mod recorder;

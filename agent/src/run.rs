@@ -59,7 +59,8 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         start(&settings, identity.clone(), &shutdown).await?;
     let router =
         Arc::new(Router::new(Arc::clone(&models), runtime.clone(), remote(&settings.router, &identity)?));
-    let threads = Threads::start(cores(&settings), &settings.inference.cores).map_err(|error| {
+    let look = Duration::from_micros(settings.inference.poll_us);
+    let threads = Threads::start(cores(&settings), &settings.inference.cores, look).map_err(|error| {
         Fatal::new(ExitCode::Config, error, "name cores of this machine in inference.cores, or leave it out")
     })?;
     let threads = Arc::new(threads);

@@ -10,6 +10,7 @@ use farlight_inference::{LoadError, Pipeline, Resident, Worker};
 use tokio::runtime::Handle;
 
 use crate::loaded::{Loaded, Ran, Work};
+use crate::poll::Long;
 use crate::queue::{Place, Reply, in_time};
 
 /// Longest time that an answer which is ready waits for others, by what the model took lately. A model that takes longer lets
@@ -72,6 +73,7 @@ impl Job {
     /// free before the last of them is answered: a client that asks again at once finds it.
     pub(crate) fn run(self: Box<Self>) {
         let Self { loaded, mut seat, place, work, reply } = *self;
+        let _long = Long::begin();
         let (queue, held) = (&loaded.queue, loaded.held.until_dropped());
         let mut next = Some((work, reply));
         let mut answers = Answers::default();

@@ -12,6 +12,8 @@ use nix::unistd::Pid;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use crate::poll;
+
 /// How long a release that was swapped out may stay in memory on a thread that nobody asks since.
 const TIDY_EVERY: Duration = Duration::from_secs(10);
 
@@ -23,11 +25,12 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// Starts `count` threads, which run on these cores, or on all when none is named.
+    /// Starts `count` threads, which run on these cores, or on all when none is named. While requests come quickly, each
+    /// looks for the next so long before it rests.
     ///
     /// # Errors
     /// When a core is not there, or no thread can be started.
-    pub fn start(count: usize, cores: &[usize]) -> anyhow::Result<Self> {
+    pub fn start(count: usize, cores: &[usize], look: Duration) -> anyhow::Result<Self> {
         let set = set(cores)?;
         let (end, ended) = watch::channel(false);
         let mut threads = Self { loops: Vec::new(), next: AtomicUsize::new(0), end };
@@ -46,9 +49,12 @@ impl Threads {
                         let _ = ended.wait_for(|ended| *ended).await;
                     };
                     let mut ended = std::pin::pin!(ended);
-                    while tokio::time::timeout(TIDY_EVERY, ended.as_mut()).await.is_err() {
-                        resident.tidy();
-                    }
+                    let tidy = async {
+                        while tokio::time::timeout(TIDY_EVERY, ended.as_mut()).await.is_err() {
+                            resident.tidy();
+                        }
+                    };
+                    poll::until(look, tidy).await;
                 });
             });
             thread.context("start a thread for requests")?;
@@ -108,7 +114,7 @@ mod tests {
 
     #[tokio::test]
     async fn tasks_are_dealt_out_in_turns_and_one_that_hangs_is_noticed() {
-        let threads = Threads::start(2, &[]).unwrap();
+        let threads = Threads::start(2, &[], Duration::ZERO).unwrap();
         let id = || threads.spawn(async { std::thread::current().id() });
         let (first, second, third) = (id().await.unwrap(), id().await.unwrap(), id().await.unwrap());
         assert!(first != second && first == third);
@@ -124,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_core_that_is_not_there_is_named() {
-        let error = Threads::start(1, &[1_000]).err().unwrap();
+        let error = Threads::start(1, &[1_000], Duration::ZERO).err().unwrap();
         assert!(format!("{error:#}").contains("1000"), "{error:#}");
     }
 }

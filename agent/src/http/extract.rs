@@ -6,11 +6,8 @@ use std::marker::PhantomData;
 
 use axum::body::Bytes;
 use axum::extract::{self, FromRequest, FromRequestParts, Request};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::Response;
-use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
-use hyper::body::Incoming;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
 
@@ -38,16 +35,6 @@ impl<S: Send + Sync> FromRequest<S> for Body {
         let read = Bytes::from_request(request, state).await;
         read.map(Self).map_err(|no| refuse(no.status(), no.body_text()))
     }
-}
-
-/// A body of at most `max` bytes, as [`Body`] reads it.
-pub(super) async fn whole(body: Incoming, max: usize) -> Result<Bytes, Response> {
-    let read = Limited::new(body, max).collect().await.map(Collected::to_bytes);
-    read.map_err(|error| {
-        let large = error.is::<LengthLimitError>();
-        let status = if large { StatusCode::PAYLOAD_TOO_LARGE } else { StatusCode::BAD_REQUEST };
-        refuse(status, format!("read the body: {error}"))
-    })
 }
 
 /// A JSON object. A struct by itself is read from an array, too, field by field, which no description allows.

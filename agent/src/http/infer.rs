@@ -4,14 +4,15 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::State;
+use axum::body;
+use axum::extract::{DefaultBodyLimit, FromRequest as _, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, Method, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use hyper::body::Incoming;
 
-use super::extract::{Body, Path, whole};
+use super::extract::{Body, Path};
 use super::{Service, refuse, request, response};
 use crate::protocol::Refusal;
 use crate::protocol::infer::{Call, answer};
@@ -44,8 +45,10 @@ pub(super) fn plain(parts: &Parts) -> Option<&str> {
 
 /// The same as [`model`], without a router.
 pub(super) async fn direct(service: &Service, model: &str, headers: &HeaderMap, body: Incoming) -> Response {
-    match whole(body, service.max_body_bytes).await {
-        Ok(body) => infer(service, model, None, headers, &body).await,
+    let mut body = Request::new(body::Body::new(body));
+    DefaultBodyLimit::max(service.max_body_bytes).apply(&mut body);
+    match Body::from_request(body, &()).await {
+        Ok(Body(body)) => infer(service, model, None, headers, &body).await,
         Err(refusal) => refusal,
     }
 }

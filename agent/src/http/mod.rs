@@ -34,12 +34,13 @@ pub(crate) use response::Elements;
 /// without the router: that is a good part of what the agent does with a request beside the model.
 pub fn api(service: Arc<Service>) -> impl Handler {
     let router = TowerToHyperService::new(router(Arc::clone(&service)));
+    let both = Arc::new((service, router));
     service_fn(move |request: Request<Incoming>| {
-        let (service, router) = (Arc::clone(&service), router.clone());
+        let both = Arc::clone(&both);
         async move {
-            let (parts, body) = request.into_parts();
+            let ((service, router), (parts, body)) = (&*both, request.into_parts());
             match infer::plain(&parts) {
-                Some(model) => Ok(infer::direct(&service, model, &parts.headers, body).await),
+                Some(model) => Ok(infer::direct(service, model, &parts.headers, body).await),
                 None => router.call(Request::from_parts(parts, body)).await,
             }
         }

@@ -7,6 +7,7 @@ use super::answer::{Given, outputs};
 use super::request::Asked;
 use super::{Refusal, Service};
 use crate::models::Ask;
+use crate::poll;
 use crate::queue::Priority;
 use crate::router::Door;
 use crate::streams;
@@ -79,5 +80,6 @@ pub(crate) async fn answer(
     let loaded = answered.unwrap_or_else(|| Arc::clone(&door.loaded));
     let manifest = &loaded.manifest;
     let outputs = outputs(manifest, &asked, predictions).map_err(Refusal::wrong)?;
+    poll::answered(arrived);
     Ok(Answer { id: own, version: manifest.release.version.to_string(), stage, outputs })
 }

@@ -44,6 +44,9 @@ pub struct Inference {
     pub cores: Vec<usize>,
     /// Longest time that a core may take to wake up, microseconds; none means that the kernel decides.
     pub wake_latency_us: Option<u32>,
+    /// Longest time that a thread looks for the next request before it rests, while they come as quickly, microseconds; 0 means
+    /// that it rests at once.
+    pub poll_us: u64,
     /// What is different for single models.
     pub model: BTreeMap<String, Model>,
 }
@@ -146,6 +149,7 @@ impl Default for Inference {
             stream_idle_seconds: 600,
             cores: Vec::new(),
             wake_latency_us: None,
+            poll_us: 250,
             model: BTreeMap::new(),
         }
     }
@@ -255,6 +259,7 @@ impl Inference {
         for (index, core) in self.cores.iter().enumerate() {
             range(&format!("inference.cores[{index}]"), *core as u64, 0, 1_023);
         }
+        range("inference.poll_us", self.poll_us, 0, 10_000);
         range("inference.wake_latency_us", self.wake_latency_us.unwrap_or(0).into(), 0, 1_000_000);
     }
 }

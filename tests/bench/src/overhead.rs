@@ -15,6 +15,8 @@ use crate::serving::{Serving, Span, Subject};
 
 /// Turns.
 const ROUNDS: u32 = 5;
+/// The smaller of the two models.
+const SMALL: &str = "digits";
 /// Most that the median request may take longer than the model, µs.
 const UNIX_MICROS: f64 = 60.0;
 const HTTP_MICROS: f64 = 120.0;
@@ -57,7 +59,7 @@ impl Cores {
 }
 
 pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
-    let subjects = [Subject::reference("watch-gestures")?, Subject::reference("digits")?];
+    let subjects = [Subject::reference("watch-gestures")?, Subject::reference(SMALL)?];
     let turn = args.span.each() / ROUNDS;
     for cores in [Cores::Rest, Cores::Awake] {
         // The agent says so in its log and runs on; here it would be measured twice as the same.
@@ -121,8 +123,9 @@ fn measure(
     for (kind, _, form, most, _, taken) in ways {
         let taken = taken.sort();
         let name = |what: &str| name(&format!("{kind}/{}/{what}", form.name()));
-        // Cores that rest take longer to wake up than is asked for, whoever is behind the socket.
-        let goal = Goal { above: most.filter(|_| cores == Cores::Awake), ..Goal::default() };
+        // The client's core, which rests, takes longer to wake up the longer it rested: with the smaller model the goal is met.
+        let most = most.filter(|_| cores == Cores::Awake || subject.name == SMALL);
+        let goal = Goal { above: most, ..Goal::default() };
         let detail = format!(
             "{} requests, {:.1} µs above bare tract, {:.1} µs above the floor; the client itself takes {:.1} µs of processor time",
             taken.micros.len(),

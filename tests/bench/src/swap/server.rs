@@ -80,7 +80,7 @@ pub(crate) fn serve(args: &Args) -> anyhow::Result<()> {
         let settings = Http { listen: String::new(), socket: args.socket.clone(), ..Http::default() };
         let listeners = Listeners::bind(&settings).await.map_err(|fatal| anyhow!("listen: {fatal:?}"))?;
         let (_running, shutdown) = watch::channel(false);
-        let threads = Arc::new(Threads::start(2, &[])?);
+        let threads = Arc::new(Threads::start(2, &[], Duration::ZERO)?);
         tokio::spawn(listeners.serve(api(service), threads, shutdown));
 
         models.activate(releases[0].load(scheduling)?, Keep::Nothing);
