@@ -195,7 +195,11 @@ mod tests {
             let mut thread = Thread::new(LIMIT);
             for index in 0..1_000 {
                 // Bursts that are too short are none.
-                if index % QUICK == 0 { thread.answer(gap, took) } else { thread.answer(100, 50) }
+                if index % QUICK == 0 {
+                    thread.answer(gap, took)
+                } else {
+                    thread.answer(100, 50)
+                }
                 assert!(!thread.looks(1), "{gap} µs apart, {took} µs long");
             }
         }

@@ -1,7 +1,7 @@
 //! The baseline of the benchmarks of serving: tract alone, with one state a thread that is used again and again,
 //! and no contract, preprocessing or protocol.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,11 +35,12 @@ impl Bare {
         load().map_err(|error| anyhow::anyhow!("{error:#}")).context("load the model with tract")
     }
 
-    /// Has a thread run it that is asked over a Unix socket, and does nothing else with a request: what it costs to wake that
-    /// thread, and the client after it.
+    /// Has a thread run it that is asked over a Unix socket, looks for requests without a rest, and does nothing else with them:
+    /// what no server can spare a client, which has to be woken.
     pub(crate) fn behind_socket(&self, request: &[u8], time: Duration) -> anyhow::Result<Taken> {
         let begin = || {
             let (client, server) = UnixStream::pair()?;
+            server.set_nonblocking(true)?;
             let (plan, input, length) = (Arc::clone(&self.plan), self.input.clone(), request.len());
             // It ends with the client, who finds out when it ends before.
             std::thread::spawn(move || serve(server, length, &plan, &input));
@@ -70,7 +71,15 @@ fn serve(
     let mut state = plan.spawn().map_err(fail)?;
     let (mut request, answer) = (vec![0; length], [ANSWER, &[0; ANSWER_BODY]].concat());
     loop {
-        client.read_exact(&mut request)?;
+        let mut have = 0;
+        while let Some(rest) = request.get_mut(have..).filter(|rest| !rest.is_empty()) {
+            match client.read(rest) {
+                Ok(0) => return Ok(()),
+                Ok(read) => have += read,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+                Err(error) => return Err(error.into()),
+            }
+        }
         state.run(tvec![input.clone().into()]).map_err(fail)?;
         client.write_all(&answer)?;
     }
