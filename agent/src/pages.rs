@@ -50,11 +50,8 @@ pub fn let_go() -> anyhow::Result<usize> {
         // SAFETY: here the program's file is mapped as it is, without permission to write, and it is linked so that nothing
         // in these parts is changed when it is loaded: whoever looks there next finds the same bytes mapped again.
         #[expect(unsafe_code, reason = "of other pages, this would lose what was written to them")]
-        let advise =
-            |advice| unsafe { madvise(std::ptr::with_exposed_provenance_mut(at.start), at.len(), advice) };
-        // A kernel without huge pages refuses this, and maps none.
-        let _ = advise(Advice::LinuxNoHugepage);
-        advise(Advice::LinuxDontNeed).context("madvise")?;
+        unsafe { madvise(std::ptr::with_exposed_provenance_mut(at.start), at.len(), Advice::LinuxDontNeed) }
+            .context("madvise")?;
         bytes += at.len();
     }
     Ok(bytes)
