@@ -3,7 +3,7 @@
 //! wakes the thread that writes it, which costs both of them their caches.
 
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use farlight_inference::{LoadError, Pipeline, Resident, Worker};
@@ -101,10 +101,6 @@ impl Job {
 pub(crate) struct Held(Mutex<Answers>);
 
 impl Held {
-    fn lock(&self) -> MutexGuard<'_, Answers> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Also when an engine panics, all are sent at the end.
     fn until_dropped(&self) -> Holding<'_> {
         Holding(self)
@@ -117,7 +113,7 @@ struct Holding<'a>(&'a Held);
 impl Holding<'_> {
     /// Adds some, and sends all unless they can `wait`.
     fn add(&self, answers: Answers, wait: impl FnOnce(&Answers) -> bool) {
-        let mut all = self.0.lock();
+        let mut all = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.join(answers);
         if !wait(&all) {
             let mut leave = std::mem::take(&mut *all);
@@ -221,7 +217,7 @@ mod tests {
     #[test]
     fn what_is_held_leaves_with_the_first_that_cannot_wait_and_with_who_ends_or_panics() {
         let runtime = Builder::new_current_thread().build().unwrap();
-        let held = Arc::new(Held::default());
+        let held = Held::default();
         let (mut turns, mut told) = (Vec::new(), Vec::new());
         let mut one = |holding: &Holding<'_>, wait: bool| {
             let (reply, turn) = runtime.block_on(async { Reply::here(Instant::now()) });

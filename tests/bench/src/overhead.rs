@@ -29,6 +29,9 @@ const LIVE: &[u8] = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n";
 pub(crate) struct Args {
     #[command(flatten)]
     span: Span,
+    /// `inference.poll_us` of the agent, instead of what it comes with
+    #[arg(long, value_name = "MICROSECONDS")]
+    poll_us: Option<u64>,
 }
 
 /// Whether cores rest.
@@ -56,11 +59,10 @@ impl Cores {
     }
 
     /// More of the agent's configuration.
-    fn settings(self) -> &'static str {
-        match self {
-            Self::Rest => "",
-            Self::Awake => "[inference]\nwake_latency_us = 0\n",
-        }
+    fn settings(self, poll_us: Option<u64>) -> String {
+        let wake = Some("wake_latency_us = 0\n".to_owned()).filter(|_| self == Self::Awake);
+        let poll = poll_us.map(|micros| format!("poll_us = {micros}\n"));
+        ["[inference]\n".to_owned()].into_iter().chain(wake).chain(poll).collect()
     }
 }
 
@@ -84,7 +86,7 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
                 "processors are halted at once here ({HALT_POLL} is 0), so there is no goal for cores that rest"
             )?;
         }
-        let serving = Serving::with(cores.settings(), &subjects.each_ref())?;
+        let serving = Serving::with(&cores.settings(args.poll_us), &subjects.each_ref())?;
         for subject in &subjects {
             measure(subject, &serving, cores, turn, printer)?;
         }

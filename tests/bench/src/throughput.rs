@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use clap::builder::RangedU64ValueParser;
+
 use crate::bare::Bare;
 use crate::client::{Form, Taken, clients, request};
 use crate::report::{Goal, Printer, Report};
@@ -25,7 +27,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 12.0)]
     seconds: f64,
     /// Numbers of clients at once
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 4, MANY])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4, MANY], value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000))]
     clients: Vec<usize>,
     /// A tenth of the time
     #[arg(long)]
