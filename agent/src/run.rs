@@ -59,7 +59,11 @@ pub async fn run(settings: Settings) -> Result<(), Fatal> {
         start(&settings, identity.clone(), &shutdown).await?;
     let router =
         Arc::new(Router::new(Arc::clone(&models), runtime.clone(), remote(&settings.router, &identity)?));
-    let look = Duration::from_micros(settings.inference.poll_us);
+    // On a single core it would be the client's that is taken.
+    let look = match available() {
+        1 => Duration::ZERO,
+        _ => Duration::from_micros(settings.inference.poll_us),
+    };
     let threads = Threads::start(cores(&settings), &settings.inference.cores, look).map_err(|error| {
         Fatal::new(ExitCode::Config, error, "name cores of this machine in inference.cores, or leave it out")
     })?;
@@ -269,9 +273,14 @@ fn remote(settings: &settings::Router, identity: &Identity) -> anyhow::Result<Op
 /// Cores that requests are answered on.
 fn cores(settings: &Settings) -> usize {
     match settings.inference.cores.len() {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        0 => available(),
         cores => cores,
     }
+}
+
+/// Cores that this process may use, or as many as its quota of processor time is worth.
+fn available() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 /// Two agents on one state directory would both be right about half of it.
