@@ -16,7 +16,7 @@ const QUICK: u32 = 16;
 const AWAY: Duration = Duration::from_micros(50);
 
 /// Threads of long models that run now: the cores are theirs.
-static LONG: AtomicUsize = AtomicUsize::new(0);
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static POLL: Rc<Poll> = Rc::new(Poll::default());
@@ -27,14 +27,14 @@ pub(crate) struct Long(());
 
 impl Long {
     pub(crate) fn begin() -> Self {
-        LONG.fetch_add(1, Ordering::Relaxed);
+        RUNNING.fetch_add(1, Ordering::Relaxed);
         Self(())
     }
 }
 
 impl Drop for Long {
     fn drop(&mut self) {
-        LONG.fetch_sub(1, Ordering::Relaxed);
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -48,7 +48,7 @@ pub(crate) async fn until<T>(limit: Duration, rest: impl Future<Output = T>) -> 
     let poll = POLL.with(Rc::clone);
     poll.limit.set(limit);
     tokio::select! {
-        never = poll.look(Instant::now, || LONG.load(Ordering::Relaxed) > 0) => match never {},
+        never = poll.look(Instant::now, || RUNNING.load(Ordering::Relaxed) > 0) => match never {},
         ended = rest => ended,
     }
 }

@@ -52,17 +52,22 @@ impl Cores {
         }
     }
 
-    /// Whether there is a goal: a virtual machine that halts its processors at once has its host wake up the client, which takes
-    /// as long as the host likes.
-    fn goal(self) -> bool {
+    /// Whether there is a goal for the Unix socket: a virtual machine that halts its processors at once has its host wake up the
+    /// client, which takes as long as the host likes. That for HTTP holds everywhere.
+    fn unix_goal(self) -> bool {
         self == Self::Awake || std::fs::read_to_string(HALT_POLL).map_or(true, |ns| ns.trim() != "0")
     }
 
     /// More of the agent's configuration.
     fn settings(self, poll_us: Option<u64>) -> String {
-        let wake = Some("wake_latency_us = 0\n".to_owned()).filter(|_| self == Self::Awake);
-        let poll = poll_us.map(|micros| format!("poll_us = {micros}\n"));
-        ["[inference]\n".to_owned()].into_iter().chain(wake).chain(poll).collect()
+        let mut text = "[inference]\n".to_owned();
+        if self == Self::Awake {
+            text += "wake_latency_us = 0\n";
+        }
+        if let Some(micros) = poll_us {
+            text += &format!("poll_us = {micros}\n");
+        }
+        text
     }
 }
 
@@ -80,10 +85,10 @@ pub(crate) fn run(args: &Args, printer: &mut Printer) -> anyhow::Result<()> {
             )?;
             continue;
         }
-        if !cores.goal() {
+        if !cores.unix_goal() {
             writeln!(
                 std::io::stderr(),
-                "processors are halted at once here ({HALT_POLL} is 0), so there is no goal for cores that rest"
+                "processors are halted at once here ({HALT_POLL} is 0), so the Unix socket has no goal with cores that rest"
             )?;
         }
         let serving = Serving::with(&cores.settings(args.poll_us), &subjects.each_ref())?;
@@ -140,7 +145,7 @@ fn measure(
     for (kind, _, form, most, _, taken) in ways {
         let taken = taken.sort();
         let name = |what: &str| name(&format!("{kind}/{}/{what}", form.name()));
-        let goal = Goal { above: most.filter(|_| cores.goal()), ..Goal::default() };
+        let goal = Goal { above: most.filter(|_| kind == "http" || cores.unix_goal()), ..Goal::default() };
         let detail = format!(
             "{} requests, {:.1} µs above bare tract, {:.1} µs above the floor; the client itself takes {:.1} µs of processor time",
             taken.micros.len(),
